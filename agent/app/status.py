@@ -102,5 +102,6 @@ class AgentStatus:
                 warm=self.pods.warm.enabled,
                 running=[session_row(session) for session in running],
                 recent=list(self.recent),
+                classes=tuple(self.settings.environment.classes),
             )
         )

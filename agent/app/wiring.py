@@ -44,7 +44,8 @@ def build(
 ) -> App:
     """Return an agent that is ready to run."""
     metrics = client.metrics
-    identity = Identity.of(settings.agent.id, VERSION, agent_features(settings))
+    classes = tuple(settings.environment.classes)
+    identity = Identity.of(settings.agent.id, VERSION, agent_features(settings), classes)
     handlers = Handlers()
     # In the classic protocol, a session ends when its agent ends. No other agent can adopt the session, so the pod
     # becomes an orphan.

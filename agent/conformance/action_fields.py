@@ -38,11 +38,16 @@ def action_problem(action: wire.Action) -> str:
 
 
 def feature_problem(action: wire.Action) -> str:
-    """Return which field of an action needs a feature, or "". The tool names no feature that a version knows."""
+    """Return which field of an action needs a feature or a class, or "".
+
+    The tool names no class, and no feature that a version knows.
+    """
     names = {each.value for each in Feature}
     for field, _ in action.ListFields():
         if field.name in names:
             return f"action {action.action_id[:MAX_ID]!r} has the field {field.name}, the agent named no such feature"
+    if action.environment_class:
+        return f"action {action.action_id[:MAX_ID]!r} has class {action.environment_class!r}, the agent named no class"
     if unknown := UnknownFieldSet(action):
         number = unknown[0].field_number
         return f"action {action.action_id[:MAX_ID]!r} has the unknown field {number}, the agent named no feature for it"

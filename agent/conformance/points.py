@@ -45,7 +45,10 @@ SLOTS = Point("action: slots", "An action goes only to an agent with a free slot
 SENT = Point("action: sent", "A queued action goes to an agent that is ready.", "message Action", LIFE)
 FIELDS = Point("action: fields", "The fields of an action are within their limits.", "message Action", LIFE)
 FEATURES = Point(
-    "action: features", "An action goes only to an agent that has named its features.", "message Register", "features"
+    "action: features",
+    "An action goes only to an agent that has its features and class.",
+    "message Register",
+    "features",
 )
 REJECTED = Point("rejected: again", "A rejected action goes to an agent again.", "message Rejected", DELIVERY)
 STORED = Point("ack: stored", "Each event is stored and acknowledged.", "Delivery", DELIVERY)

@@ -89,7 +89,7 @@ def junit_element(action: ActionReport) -> str:
     outcome = action.outcome
     if outcome is None:
         return "error"
-    if outcome.result is Result.CANCELLED:
+    if outcome.result is Result.CANCELLED or action.result_text == "not run":
         return "skipped"
     if outcome.result is Result.SUCCEEDED:
         return ""

@@ -116,7 +116,7 @@ class ActionReport:
 
     @property
     def result_text(self) -> str:
-        """The result, as in "succeeded". "not run" if an action that this action needs did not succeed."""
+        """The result, as in "succeeded". "not run" if the outcomes of the needed actions do not fit the condition."""
         if self.outcome is None:
             return "not ended"
         return "not run" if self.outcome.message.startswith(NOT_RUN) else self.outcome.result.value

@@ -96,6 +96,7 @@ class Action:
     `timeout` is the limit of the commands in seconds, None for the default in the agent's policy. `secrets` holds
     values, so `repr` leaves it out. `traceparent` is the W3C trace context of the scheduler, "" for none.
     `pipefail`: whether a failure inside a pipe fails the command, None for the agent's setting.
+    `environment_class` names a class of environments, "" for none.
     """
 
     key: Key
@@ -110,6 +111,7 @@ class Action:
     artifacts: ArtifactRules = ArtifactRules()
     traceparent: str = ""
     pipefail: bool | None = None
+    environment_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from itertools import chain, islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS
@@ -23,7 +24,7 @@ from agent.domain.references.repository_url import (
 from agent.domain.references.secret_name import checked_secret_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from agent.domain.actions import Action, Resources
     from agent.domain.session_state import Feature
@@ -51,14 +52,20 @@ def agent_features(settings: Settings) -> tuple[Feature, ...]:
     return ()
 
 
-def admit(action: Action, policy: PolicySettings) -> float:
+def admit(
+    action: Action, policy: PolicySettings, classes: Mapping[str, PolicySettings] = MappingProxyType({})
+) -> float:
     """Check every field of an action against the policy. Returns the timeout of the commands in seconds.
+
+    `classes` has the policy of each class of environments. `policy` is for actions without a class.
 
     Raises:
         ActionFailed: with INVALID_CONFIGURATION and a list of all problems.
     """
+    policy = classes.get(action.environment_class, policy)
     found = chain(
         identity(action),
+        environment_class(action, classes),
         image(action, policy),
         commands(action, policy),
         variables(action, policy),
@@ -77,6 +84,14 @@ def admit(action: Action, policy: PolicySettings) -> float:
 def identity(action: Action) -> Iterator[str]:
     if not action.key.action_id or len(action.key.action_id.encode()) > 256:
         yield "action_id: must have 1 to 256 bytes"
+
+
+def environment_class(action: Action, classes: Mapping[str, PolicySettings]) -> Iterator[str]:
+    """Yield a problem if the action names a class that this agent does not have."""
+    name = action.environment_class
+    if name and name not in classes:
+        there_are = f"there are: {', '.join(classes)}" if classes else "this agent has no classes"
+        yield f"class: there is no class {name[:100]!r}; {there_are}"
 
 
 def image(action: Action, policy: PolicySettings) -> Iterator[str]:

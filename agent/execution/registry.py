@@ -24,7 +24,7 @@ from agent.execution.lifecycle import run_action, run_adopted
 from agent.execution.reporter import failed_admission, report_without_session
 from agent.execution.session import TIMINGS, Session, StopRequest
 from agent.execution.stats import count_outcome, count_stages
-from agent.settings import admission_policy
+from agent.settings import admission_policy, class_policies
 from agent.telemetry.metrics import SESSION_STAGES
 from agent.telemetry.traces import Traces
 
@@ -72,6 +72,7 @@ class SessionRegistry:
     ) -> None:
         self.settings = settings
         self.policy = admission_policy(settings)
+        self.class_policies = class_policies(settings, self.policy)
         self.backend = backend
         self.sink = sink
         self.metrics = metrics
@@ -133,7 +134,7 @@ class SessionRegistry:
             self.report_only(action.key, why)
             return
         try:
-            timeout = admit(action, self.policy)
+            timeout = admit(action, self.policy, self.class_policies)
         except ActionFailed as failure:
             self.action_failed(action.key, failure)
             return

@@ -46,6 +46,7 @@ class SessionRow:
     seconds: float
     stages: Sequence[tuple[str, float]]
     outcome: Outcome | None = None
+    environment_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +62,10 @@ class Snapshot:
     health: Health
     not_ready: str
     finished: int
-    warm: bool
     running: Sequence[SessionRow]
     recent: Sequence[SessionRow]
+    classes: Sequence[str] = ()
+    warm: bool = False
 
 
 def session_row(session: Session) -> SessionRow:
@@ -82,6 +84,7 @@ def session_row(session: Session) -> SessionRow:
         seconds=now - session.began,
         stages=tuple((stage.value, seconds) for stage, seconds in stages.items()),
         outcome=outcome,
+        environment_class=session.action.environment_class,
     )
 
 
@@ -113,6 +116,7 @@ def facts(snapshot: Snapshot, health: Health) -> list[tuple[str, str]]:
         ("slots", f"{health.running} of {health.slots}{meter(health)}"),
         ("finished", f"{snapshot.finished}"),
         ("orphans", coloured("bad" if health.remains else "good", f"{health.remains}")),
+        *([("classes", escape(", ".join(snapshot.classes)))] if snapshot.classes else []),
         *([("warm pods", warm_pods(health))] if snapshot.warm else []),
     ]
 
@@ -143,6 +147,7 @@ def session_list(sessions: Sequence[SessionRow], if_empty: str) -> str:
 def session_item(session: SessionRow) -> str:
     attempt = f' <span class="dim">attempt {session.attempt}</span>' if session.attempt > 1 else ""
     stages = " · ".join(f"{escape(name)} {duration(seconds)}" for name, seconds in session.stages)
+    named_class = f" · class {escape(session.environment_class)}" if session.environment_class else ""
     outcome = session.outcome
     state = coloured("run", session.stage)
     why = ""
@@ -153,7 +158,7 @@ def session_item(session: SessionRow) -> str:
         why = f'<p class="{colour}">{escape(text)}</p>' if text else ""
     return (
         f"<li><b>{escape(session.action)}{attempt}</b><time>{state} {duration(session.seconds)}</time>"
-        f'<p class="dim">{escape(session.image)}</p><p class="dim">{stages}</p>{why}</li>'
+        f'<p class="dim">{escape(session.image)}{named_class}</p><p class="dim">{stages}</p>{why}</li>'
     )
 
 

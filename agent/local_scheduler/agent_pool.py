@@ -41,12 +41,15 @@ class AgentPool:
         for stream in self.streams.values():
             stream.close()
 
-    def least_loaded(self, features: frozenset[Feature] = frozenset(), image: str = "") -> AgentStream | None:
-        """Return the stream of the agent with the largest share of free slots, among the agents with these features.
+    def least_loaded(
+        self, features: frozenset[Feature] = frozenset(), environment_class: str = "", image: str = ""
+    ) -> AgentStream | None:
+        """Return the stream of the agent with the largest share of free slots, among those with features and class.
+
 
         Agents with a warm pod of the image come first. Return None when no such agent has a free slot.
         """
-        free = [each for each in self.streams.values() if each.free_slots > 0 and features <= each.features]
+        free = [each for each in self.streams.values() if each.free_slots > 0 and each.has(features, environment_class)]
         return max(free, key=lambda stream: (stream.has_warm(image), stream.free_slots / stream.slots), default=None)
 
     def missing_features(self, features: frozenset[Feature]) -> frozenset[Feature]:
@@ -58,6 +61,20 @@ class AgentPool:
         if any(features <= offer for offer in offers):
             return frozenset()
         return features.difference(*offers) or features
+
+    def missing_for(self, features: frozenset[Feature], environment_class: str) -> str:
+        """Return why no connected agent can run an action with these features and this class, "" if one can."""
+        connected = [each for each in self.streams.values() if not each.closed]
+        if any(each.has(features, environment_class) for each in connected):
+            return ""
+        if missing := sorted(each.value for each in self.missing_features(features)):
+            return f"no connected agent has the feature {', '.join(missing)}"
+        classes = sorted({name for each in connected for name in each.classes})
+        if environment_class not in classes:
+            there_are = f"; there are: {', '.join(classes)}" if classes else ""
+            return f"no connected agent has the class {environment_class}{there_are}"
+        names = ", ".join(sorted(each.value for each in features))
+        return f"no connected agent has both the class {environment_class} and the feature {names}"
 
     def stream_of(self, record: ActionRecord) -> AgentStream | None:
         """Return the stream of the agent that has an action, None when no connected agent has it."""

@@ -37,15 +37,22 @@ class OutOfOrder(AgentError):
 class AgentStream:
     """One gRPC stream of one agent. `agent_id` is "<pod>.<nonce>". Each start of the agent's process has a new nonce.
 
-    `sessions` holds the ids of the actions that the agent has. `AgentPool` changes `sessions`. `features` are those
-    that the agent has named in its registration.
+    `sessions` holds the ids of the actions that the agent has. `AgentPool` changes `sessions`. `features` and `classes`
+    (of environments) are those that the agent has named in its registration.
     """
 
-    def __init__(self, agent_id: str, slots: int, features: frozenset[Feature] = frozenset()) -> None:
+    def __init__(
+        self,
+        agent_id: str,
+        slots: int,
+        features: frozenset[Feature] = frozenset(),
+        classes: frozenset[str] = frozenset(),
+    ) -> None:
         self.agent_id = agent_id
         self.pod = pod_of(agent_id)
         self.slots = slots
         self.features = features
+        self.classes = classes
         self.health: Health | None = None
         self.sessions: set[str] = set()
         self.sent_since_health = 0
@@ -70,6 +77,10 @@ class AgentStream:
         """Return whether the agent's last health report names a warm pod of the image for each action sent since."""
         waiting = self.health.warm if self.health is not None else ()
         return sum(each.idle for each in waiting if each.image == image) > self.sent_since_health
+
+    def has(self, features: frozenset[Feature], environment_class: str) -> bool:
+        """Return whether the agent has all these features, and the class. "" stands for no class."""
+        return features <= self.features and (not environment_class or environment_class in self.classes)
 
     def update_health(self, health: Health) -> None:
         """Store a health report and queue its acknowledgement."""

@@ -38,19 +38,20 @@ class Assignment:
     def run(self) -> None:
         """Assign waiting actions to agents with free slots, the least loaded agent first.
 
-        An action that needs features stays in the queue until an agent has them. Watchers of its pipeline get the
-        reason once.
+        An action that needs features or a class stays in the queue until an agent has them. Watchers of its pipeline
+        get the reason once.
         """
         for record in list(self.registry.ready_records()):
             # `Dispatcher.submit` is about to continue this action on the agent that already runs it.
             if record.action_id in self.unknown_sessions.waiting:
                 continue
-            stream = self.agents.least_loaded(record.plan.features, record.plan.image)
+            plan = record.plan
+            stream = self.agents.least_loaded(plan.features, plan.environment_class, plan.image)
             if stream is not None:
                 self.assign(record, stream)
-            elif record.plan.features:
-                self.report_missing_features(record)
-            elif not self.registry.needs_features:
+            elif record.plan.is_special:
+                self.report_what_is_missing(record)
+            elif not self.registry.has_special:
                 return
 
     def assign(self, record: ActionRecord, stream: AgentStream) -> None:
@@ -73,17 +74,15 @@ class Assignment:
 
         self.registry.update(record, state, [Started(stream.agent_id)], then=send)
 
-    def report_missing_features(self, record: ActionRecord) -> None:
-        """Report which features of a waiting action no connected agent has. Report nothing twice in a row."""
-        missing = sorted(each.value for each in self.agents.missing_features(record.plan.features))
-        if missing:
-            text = f"no connected agent has the feature {', '.join(missing)}"
-        else:
+    def report_what_is_missing(self, record: ActionRecord) -> None:
+        """Report which features or class of a waiting action no connected agent has. Report nothing twice in a row."""
+        text = self.agents.missing_for(record.plan.features, record.plan.environment_class)
+        if not text and record.waits_for:
             # An action that waits only for a slot needs no report, unless another reason was reported before.
-            text = "the agents with its features have no free slot" if record.waits_for else ""
+            text = "the agents that can run it have no free slot"
         if text != record.waits_for:
             record.waits_for = text
-            log.warning("an action waits for an agent with its features", action=record.action_id, why=text)
+            log.warning("an action waits for an agent that can run it", action=record.action_id, why=text)
             self.registry.update(record, record.state, [WaitingForAgent(text)])
 
     def send_cancel(self, record: ActionRecord) -> None:

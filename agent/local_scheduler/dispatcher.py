@@ -26,7 +26,7 @@ from agent.local_scheduler.agent_pool import AgentPool
 from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder, pod_of
 from agent.local_scheduler.assignment import Assignment
 from agent.local_scheduler.unknown_sessions import UnknownSessions
-from agent.pipeline.events import Started
+from agent.pipeline.events import Started, WaitingForAgent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -273,8 +273,18 @@ class Dispatcher:
             state = replace(state, claim=key.claim, agent=stream.agent_id, status=ActionStatus.RUNNING)
             self.bind(record, stream)
         state, body = advance(state, seq, event, time.time())
-        self.registry.update(record, state, [body] if body else [], then=lambda: stream.ack(key, seq))
-        if state.status is ActionStatus.ENDED:
+        bodies = [body] if body else []
+        if (
+            state.outcome is not None
+            and state.cancel is None
+            and record.plan.retry.covers(state.outcome, state.attempt)
+        ):
+            bodies = [WaitingForAgent(retry_text(state.outcome, state.attempt, record.plan.retry.times))]
+            state = state.next_attempt()
+            record.sent_to_agent, record.files = False, []
+        ended = state.status is not ActionStatus.RUNNING
+        self.registry.update(record, state, bodies, then=lambda: stream.ack(key, seq))
+        if ended:
             self.agents.unbind(record, stream)
             self.schedule()
 
@@ -311,3 +321,10 @@ class Dispatcher:
             self.end(record, Result.FAILED, Reason.INTERNAL, text)
             self.agents.unbind(record, stream)
             self.schedule()
+
+
+def retry_text(outcome: Outcome, attempt: int, times: int) -> str:
+    """Return why another attempt of an action follows, for people. `times` is the number of further attempts."""
+    reason = outcome.reason.value if outcome.reason else "a failure"
+    what = f" ({outcome.message})" if outcome.message else ""
+    return f"attempt {attempt} ended with {reason}{what}; attempt {attempt + 1} of at most {times + 1} follows"

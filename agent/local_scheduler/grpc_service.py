@@ -65,7 +65,8 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             refused = agent_pb2.Refused(why=agent_pb2.Refused.PROTOCOL_VERSION, message=why)
             yield agent_pb2.SchedulerMessage(refused=refused)
             return
-        stream = AgentStream(register.agent_id, register.slots, translate.features(register.features))
+        features, classes = translate.features(register.features), frozenset(register.classes)
+        stream = AgentStream(register.agent_id, register.slots, features, classes)
         stream.send(agent_pb2.SchedulerMessage(registered=self.registered_message()))
         reader = asyncio.create_task(self.read(requests, stream, register), name=f"read {register.agent_id}")
         try:

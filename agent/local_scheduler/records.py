@@ -15,6 +15,7 @@ from agent.local_scheduler.action_state import ActionStatus
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from agent.domain.outcome import Outcome
     from agent.local_scheduler.action_state import ActionState
     from agent.local_scheduler.storage.changes import StoredPipeline
     from agent.local_scheduler.storage.uploads import Upload
@@ -49,6 +50,13 @@ class ActionRecord:
     def action_id(self) -> str:
         """The id of the action on the agents' stream: "<pipeline id>/<name>"."""
         return self.state.action_id
+
+    @property
+    def needed_outcomes(self) -> list[Outcome] | None:
+        """The outcomes of the actions that this action needs, None if one of them has not ended."""
+        found = [self.run.records[name].state.outcome for name in self.plan.needs]
+        outcomes = [each for each in found if each is not None]
+        return outcomes if len(outcomes) == len(found) else None
 
     def stop_grace_timer(self) -> None:
         """Cancel the grace timer, if it runs."""

@@ -25,6 +25,7 @@ from agent.local_scheduler.storage.store import KEPT_PIPELINES, Store, StoreFail
 from agent.pipeline import events, parser
 from agent.pipeline.events import ActionEnded, ActionPlan, Ended, PipelineEvent, Submitted
 from agent.pipeline.file_errors import PipelineFileError
+from agent.pipeline.structure.conditions import Condition
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -55,6 +56,20 @@ class PipelineIdInvalid(AgentError):
 
 class PipelineExists(AgentError):
     """Another pipeline has this id."""
+
+
+def not_run(ended: ActionRecord, waiting: ActionRecord) -> Outcome | None:
+    """Return the outcome of an action that cannot run because of an action that has ended. None if it still can.
+
+    An action that runs only after a failure has nothing to do after successes. That is no failure of the pipeline.
+    """
+    succeeded = ended.state.outcome is not None and ended.state.outcome.result is Result.SUCCEEDED
+    if waiting.plan.when is Condition.SUCCESS and not succeeded:
+        return replace(NOT_RUN, message=f"not run: it needs {ended.plan.name}, which did not succeed")
+    outcomes = waiting.needed_outcomes
+    if outcomes is not None and not waiting.plan.when.holds(outcomes):
+        return Outcome(Result.SUCCEEDED, Stage.ADMISSION, message="not run: everything that it needs succeeded")
+    return None
 
 
 class PipelineRegistry:
@@ -190,19 +205,18 @@ class PipelineRegistry:
                 yield from (record for record in run.records.values() if record.state.status is not ActionStatus.ENDED)
 
     @property
-    def needs_features(self) -> bool:
-        """Whether a pipeline that has not ended has an action that needs features."""
+    def has_special(self) -> bool:
+        """Whether a pipeline that has not ended has an action that not every agent can run."""
         open_runs = (run for run in self.runs.values() if not run.pipeline.ended)
-        return any(record.plan.features for run in open_runs for record in run.records.values())
+        return any(record.plan.is_special for run in open_runs for record in run.records.values())
 
     def ready_records(self) -> Iterator[ActionRecord]:
-        """Yield the waiting actions for which all actions in `needs` have succeeded."""
+        """Yield the waiting actions whose `needs` have all ended, with outcomes that fit the action's condition."""
         for record in self.open_records():
-            needed = (record.run.records[need].state.outcome for need in record.plan.needs)
-            if record.state.status is ActionStatus.WAITING and all(
-                outcome is not None and outcome.result is Result.SUCCEEDED for outcome in needed
-            ):
-                yield record
+            if record.state.status is ActionStatus.WAITING:
+                outcomes = record.needed_outcomes
+                if outcomes is not None and record.plan.when.holds(outcomes):
+                    yield record
 
     def event(self, run: PipelineRun, body: EventBody, record: ActionRecord | None = None) -> PipelineEvent:
         """Build the next event of a pipeline. If `record` is given, the event is about this action."""
@@ -222,7 +236,7 @@ class PipelineRegistry:
         """Change the state of an action and queue the change for the store.
 
         `bodies` become events of the pipeline. `then` is called after the change is stored. `files` replaces the list
-        of the action's files. If the action ended without success, the actions that need this action are cancelled.
+        of the action's files. If the action ended, the actions that cannot run any more because of its outcome end too.
 
         Raises:
             StoreFailed: nothing more can be stored.
@@ -234,7 +248,7 @@ class PipelineRegistry:
         states = [state]
         ended_pipeline = None
         if state.status is ActionStatus.ENDED:
-            for other in self.cancel_dependents(record):
+            for other in self.end_dependents(record):
                 states.append(other.state)
                 new_events.append(self.event(run, ActionEnded(other.state.outcome or NOT_RUN, 0.0), other))
             if run.all_ended:
@@ -252,20 +266,18 @@ class PipelineRegistry:
         new_files = ActionFiles(run.pipeline.id, record.plan.name, files) if files is not None else None
         self.store.save(Change(ended_pipeline, states, new_events, new_files, new_attempt), on_stored)
 
-    def cancel_dependents(self, record: ActionRecord) -> list[ActionRecord]:
-        """Cancel the waiting actions that directly or indirectly need an action that did not succeed.
+    def end_dependents(self, record: ActionRecord) -> list[ActionRecord]:
+        """End the waiting actions that directly or indirectly need an action and whose condition can no longer hold.
 
         Return these actions.
         """
-        outcome = record.state.outcome
-        if outcome is None or outcome.result is Result.SUCCEEDED:
-            return []
         found = []
         for other in record.run.records.values():
-            if record.plan.name in other.plan.needs and other.state.status is ActionStatus.WAITING:
-                message = f"not run: it needs {record.plan.name}, which did not succeed"
-                other.state = other.state.with_outcome(replace(NOT_RUN, message=message))
-                found += [other, *self.cancel_dependents(other)]
+            if record.plan.name not in other.plan.needs or other.state.status is not ActionStatus.WAITING:
+                continue
+            if (outcome := not_run(record, other)) is not None:
+                other.state = other.state.with_outcome(outcome)
+                found += [other, *self.end_dependents(other)]
         return found
 
     def end_action(self, record: ActionRecord, outcome: Outcome) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agent.pipeline.yaml_document import Value
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+CLASS = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
 NOT_A_VARIABLE = "{!r} is not a variable name: letters, digits and '_', not beginning with a digit"
 REPO_KEYS = ("url", "ref", "depth", "submodules", "lfs", "credentials")
 RESOURCE_KEYS = ("cpu", "memory", "ephemeral_storage")
@@ -48,13 +49,18 @@ def read_commands(value: Value) -> tuple[str, ...]:
     return tuple(commands)
 
 
-def read_env(value: Value) -> dict[str, str]:
-    """Return the variables. Each value is the text of the file: `1.10` stays "1.10"."""
+def read_env(value: Value, others: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables. Each value is the text of the file: `1.10` stays "1.10".
+
+    `others` are the variables of the matrix, which no name may repeat.
+    """
     env = {}
     for name, item in value.mapping("a mapping from variables to texts").items():
         with item.document.collect():
             if not VARIABLE.fullmatch(name):
                 item.refuse_key(NOT_A_VARIABLE.format(name))
+            if name in others:
+                item.refuse_key(f"{name} is also set in `matrix`")
         env[name] = item.attempt(lambda each: each.text('a text (quote an empty one: "")'), "")
     return env
 
@@ -107,6 +113,14 @@ def read_submodules(value: Value) -> bool:
 def read_resources(value: Value) -> Resources:
     keys = value.mapping(f"a mapping with {', '.join(RESOURCE_KEYS)}", RESOURCE_KEYS)
     return Resources(**{name: checked_text(item, quantity) for name, item in keys.items()})
+
+
+def read_class(value: Value) -> str:
+    """Return the name of a class of environments. Whether an agent has the class is not checked here."""
+    name = value.text("the name of a class")
+    if not CLASS.fullmatch(name):
+        value.refuse(f"must be the name of a class: 1 to 40 lower-case letters, digits and '-', not {name!r}")
+    return name
 
 
 def read_timeout(value: Value) -> float:

@@ -18,12 +18,29 @@ if TYPE_CHECKING:
 
 # Maximum number of problems in one error, so that a file of another kind does not fill the screen.
 MAX_PROBLEMS = 20
+# Maximum number of values of all actions together. A value of the defaults counts for each action.
+MAX_REPEATED = 200_000
 # Maximum number of characters of a message, so that a long value of the file does not fill the screen.
 MAX_MESSAGE = 500
 # Maximum number of characters that an error shows of a line of the file.
 MAX_EXCERPT = 100
 # Maximum number of characters that an error shows before the wrong key or value.
 MAX_BEFORE = 60
+NOT_SUPPORTED = "the agent has nothing like it"
+OTHER_FILE = "this may be the file of another CI system (`sealci-agent init` writes an example)"
+# Keys that other CI systems use in their files, and what to write in a pipeline file instead.
+OTHERS_KEYS = {
+    "image": "write configuration: {container: IMAGE}",
+    "container": "write configuration: {container: IMAGE}",
+    "depends_on": "write needs: [NAME]",
+    "strategy": "write matrix: {NAME: [VALUE]}",
+    "default": "write defaults: {KEY: VALUE}",
+    "if": "write when: success, failure or always",
+    **dict.fromkeys(("script", "scripts", "steps", "run"), "write commands: [COMMAND]"),
+    **dict.fromkeys(("variables", "environment"), "write env: {NAME: VALUE}"),
+    **dict.fromkeys(("services", "cache", "allow_failure", "rules"), NOT_SUPPORTED),
+    **dict.fromkeys(("on", "jobs", "stages", "stage", "pipeline", "workflow", "workflows"), OTHER_FILE),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +89,8 @@ class Document:
         # The `id` of each YAML node that is a mapping with a key that is not allowed. If another key of this mapping is
         # missing, the key that is not allowed is perhaps the missing key, misspelt.
         self.misspelt: set[int] = set()
+        # Number of values that defaults and matrices have repeated so far.
+        self.repeated = 0
 
     @cached_property
     def lines(self) -> list[str]:
@@ -93,6 +112,17 @@ class Document:
             self.problems.setdefault((problem.place, problem.message), problem)
             if len(self.problems) >= MAX_PROBLEMS:
                 raise self.error()
+
+    def count_repeated(self, number: int) -> None:
+        """Count values of one action. A short file with defaults and a matrix can repeat its values many times.
+
+        Raises:
+            PipelineFileError: the number of values has reached the limit.
+        """
+        self.repeated += number
+        if self.repeated > MAX_REPEATED:
+            message = f"has more than {MAX_REPEATED} values, counted with those that defaults and matrices repeat"
+            raise PipelineFileError(*self.problems.values(), self.problem(Place(0, 0), message))
 
     def error(self) -> PipelineFileError:
         """Return the error with all problems, in the order of the file."""

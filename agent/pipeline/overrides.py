@@ -25,21 +25,21 @@ class OptionError(AgentError):
 def select_actions(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
     """Return the pipeline with only the named actions. Their needs outside the selection are dropped.
 
+    The name of an action with a matrix stands for all its variants.
+
     Raises:
         OptionError: the pipeline has no action with one of these names.
     """
-    known = [each.name for each in pipeline.actions]
+    known = list(dict.fromkeys(name for each in pipeline.actions for name in (each.entry, each.name) if name))
     for name in names:
         if name not in known:
             raise OptionError(
                 f"--only: there is no action {name!r}{suggestion(name, known)}; there are: {', '.join(known)}"
             )
-    chosen = tuple(
-        replace(each, needs=tuple(need for need in each.needs if need in names))
-        for each in pipeline.actions
-        if each.name in names
-    )
-    return replace(pipeline, actions=chosen)
+    chosen = [each for each in pipeline.actions if each.name in names or each.entry in names]
+    left = {each.name for each in chosen}
+    actions = tuple(replace(each, needs=tuple(need for need in each.needs if need in left)) for each in chosen)
+    return replace(pipeline, actions=actions)
 
 
 def with_env(pipeline: Pipeline, values: Mapping[str, str]) -> Pipeline:

@@ -15,13 +15,14 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from graphlib import CycleError, TopologicalSorter
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from agent.domain.actions import Action, ArtifactRules, Repository, Resources
 from agent.pipeline.action_keys import (
     read_artifacts,
+    read_class,
     read_commands,
     read_env,
     read_image,
@@ -32,10 +33,13 @@ from agent.pipeline.action_keys import (
     read_timeout,
 )
 from agent.pipeline.file_errors import PipelineFileError, Problem
-from agent.pipeline.yaml_document import MAX_SIZE, Value, read_document, suggestion
+from agent.pipeline.structure.conditions import Condition, Retry, read_condition, read_retry
+from agent.pipeline.structure.variants import read_matrix, resolve_needs, substituted, variant_name
+from agent.pipeline.structure.yaml_merge import combined, merge_keys
+from agent.pipeline.yaml_document import MAX_SIZE, Value, read_document
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from agent.domain.actions import Key
@@ -45,7 +49,7 @@ Result = TypeVar("Result")
 
 # Pattern of an action's name. The name is also the name of the action's folder and log file.
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
-PIPELINE_KEYS = ("name", "actions")
+PIPELINE_KEYS = ("name", "defaults", "actions")
 ACTION_KEYS = (
     "configuration",
     "commands",
@@ -53,11 +57,22 @@ ACTION_KEYS = (
     "secrets",
     "repo",
     "resources",
+    "class",
     "timeout",
     "artifacts",
     "shell",
+    "retry",
     "needs",
+    "when",
+    "matrix",
 )
+# Keys that a file with a single action does not have.
+KEYS_OF_SEVERAL = ("needs", "when", "matrix")
+# Keys that a file sets for all its actions.
+DEFAULT_KEYS = tuple(key for key in ACTION_KEYS if key not in ("commands", *KEYS_OF_SEVERAL))
+# Keys that an action adds to those of the file's defaults. Any other key replaces the default.
+MERGED_KEYS = ("env", "resources")
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 # Maximum number of actions in one file.
 MAX_ACTIONS = 1000
 
@@ -66,7 +81,8 @@ MAX_ACTIONS = 1000
 class PipelineAction:
     """One action of a pipeline file. `secrets` holds names. `timeout` is in seconds, None: the policy's default.
 
-    `needs` holds the names of the actions that must succeed before this action starts.
+    `needs` holds the names of the actions that must end before this action starts, with outcomes that fit `when`.
+    `entry` is the action's name in the file, which differs from `name` if the action has a matrix.
     """
 
     name: str
@@ -79,12 +95,21 @@ class PipelineAction:
     timeout: float | None = None
     artifacts: ArtifactRules = field(default_factory=ArtifactRules)
     pipefail: bool | None = None
+    environment_class: str = ""
     needs: tuple[str, ...] = ()
+    when: Condition = Condition.SUCCESS
+    retry: Retry = field(default_factory=Retry)
+    entry: str = ""
 
     @property
     def features(self) -> frozenset[Feature]:
         """The features of the contract that an agent needs to run this action."""
         return frozenset()
+
+    @property
+    def is_special(self) -> bool:
+        """Whether not every agent can run this action, because it needs features or a class of environments."""
+        return bool(self.features or self.environment_class)
 
     def action(self, key: Key, secrets: Mapping[str, str]) -> Action:
         """Return the action that is sent to an agent. `secrets` may hold more values than this action names."""
@@ -100,6 +125,7 @@ class PipelineAction:
             timeout=self.timeout,
             artifacts=self.artifacts,
             pipefail=self.pipefail,
+            environment_class=self.environment_class,
         )
 
 
@@ -146,6 +172,7 @@ def parse(text: str, source: str) -> Pipeline:
         PipelineFileError: the text is not a valid pipeline. The messages name the line, the key and what is allowed.
     """
     root = read_document(text, source)
+    merge_keys(root)
     nothing: tuple[str, tuple[PipelineAction, ...]] = ("", ())
     name, actions = root.attempt(read_actions, nothing)
     if root.document.problems:
@@ -157,7 +184,7 @@ def read_actions(root: Value) -> tuple[str, tuple[PipelineAction, ...]]:
     """Return the name and the actions of a pipeline. Problems are added to the `Document` of `root`."""
     if root.is_mapping and "configuration" in root.mapping("a mapping"):
         action_name = "action"
-        keys = root.mapping("a mapping", ("name", *(key for key in ACTION_KEYS if key != "needs")))
+        keys = root.mapping("a mapping", ("name", *(key for key in ACTION_KEYS if key not in KEYS_OF_SEVERAL)))
         if "name" in keys:
             action_name = keys.pop("name").attempt(read_action_name, action_name)
         return action_name, (read_action(action_name, root, keys),)
@@ -171,14 +198,47 @@ def read_actions(root: Value) -> tuple[str, tuple[PipelineAction, ...]]:
         keys["actions"].refuse("must name at least one action")
     if len(entries) > MAX_ACTIONS:
         keys["actions"].refuse(f"has {len(entries)} actions; at most {MAX_ACTIONS} are allowed")
-    actions = []
+    nothing: dict[str, Value] = {}
+    defaults = optional(keys, "defaults", lambda value: value.mapping("a mapping", DEFAULT_KEYS), nothing)
+    variants: dict[str, list[PipelineAction]] = {}
+    names: set[str] = set()
     for action_name, value in entries.items():
         with root.document.collect():
             check_name(action_name, value)
         with root.document.collect():
-            actions.append(read_action(action_name, value, value.mapping("an action, a mapping", ACTION_KEYS)))
-    check_needs(entries, actions)
-    return name, tuple(actions)
+            own = value.mapping("an action, a mapping", ACTION_KEYS)
+            group = read_variants(action_name, value, with_defaults(own, defaults))
+            for each in group:
+                if each.name in names or (each.name != action_name and each.name in entries):
+                    value.refuse_key(f"a variant has the name of another action: {each.name!r}")
+            variants[action_name] = group
+            names |= {each.name for each in group}
+        if len(names) > MAX_ACTIONS:
+            keys["actions"].refuse(f"has too many actions with those of matrices; at most {MAX_ACTIONS} are allowed")
+    return name, resolve_needs(entries, variants)
+
+
+def with_defaults(own: Mapping[str, Value], defaults: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the keys of an action with the defaults of the file."""
+    found = {**defaults, **own}
+    for name in MERGED_KEYS:
+        if name in own and name in defaults:
+            found[name] = combined(own[name], defaults[name])
+    return found
+
+
+def read_variants(name: str, value: Value, keys: Mapping[str, Value]) -> list[PipelineAction]:
+    """Return the action, or one action for each combination of its matrix."""
+    nothing: list[dict[str, str]] = [{}]
+    actions: list[PipelineAction] = []
+    for variables in optional(keys, "matrix", read_matrix, nothing):
+        action_name = variant_name(name, variables) if variables else name
+        if variables and not NAME.fullmatch(action_name):
+            keys["matrix"].refuse(f"{action_name!r} is not an action name, because it is too long")
+        if action_name in (each.name for each in actions):
+            keys["matrix"].refuse(f"two combinations have the same name {action_name!r}")
+        actions.append(read_action(action_name, value, substituted(keys, variables), variables))
+    return actions
 
 
 def read_action_name(value: Value) -> str:
@@ -206,14 +266,20 @@ def optional(keys: Mapping[str, Value], name: str, reader: Callable[[Value], Res
     return keys[name].attempt(reader, default) if name in keys else default
 
 
-def read_action(name: str, value: Value, keys: Mapping[str, Value]) -> PipelineAction:
-    """Return an action. For each key with a wrong value, a problem is added and the default is used."""
+def read_action(
+    name: str, value: Value, keys: Mapping[str, Value], variables: Mapping[str, str] = NO_VARIABLES
+) -> PipelineAction:
+    """Return an action. For each key with a wrong value, a problem is added and the default is used.
+
+    `variables` are those of the matrix. They become variables of the commands.
+    """
     for required, what in (("configuration", "{container: IMAGE}"), ("commands", "a list of commands")):
         with value.document.collect():
             if required not in keys:
                 value.refuse_missing(f"`{required}` is missing: {what}")
+    value.document.count_repeated(sum(each.size for each in keys.values()))
     no_env: dict[str, str] = {}
-    env = optional(keys, "env", read_env, no_env)
+    env = optional(keys, "env", lambda own: read_env(own, variables), no_env) | dict(variables)
     return PipelineAction(
         name=name,
         image=optional(keys, "configuration", read_configuration, ""),
@@ -225,7 +291,10 @@ def read_action(name: str, value: Value, keys: Mapping[str, Value]) -> PipelineA
         timeout=optional(keys, "timeout", read_timeout, None),
         artifacts=optional(keys, "artifacts", read_artifacts, ArtifactRules()),
         pipefail=optional(keys, "shell", read_pipefail, None),
+        environment_class=optional(keys, "class", read_class, ""),
         needs=optional(keys, "needs", read_needs, ()),
+        when=optional(keys, "when", lambda condition: read_condition(condition, "needs" in keys), Condition.SUCCESS),
+        retry=optional(keys, "retry", read_retry, Retry()),
     )
 
 
@@ -239,35 +308,3 @@ def read_configuration(value: Value) -> str:
 
 def read_needs(value: Value) -> tuple[str, ...]:
     return tuple(item.non_empty("the name of an action") for item in value.items("a list of names of actions"))
-
-
-def check_needs(values: Mapping[str, Value], actions: Sequence[PipelineAction]) -> None:
-    """Refuse needs that name no action, that repeat a name, or that form a circle."""
-    names = list(values)
-    for action in (each for each in actions if each.needs):
-        items = values[action.name].mapping("an action")["needs"].items("a list")
-        for item, name in zip(items, action.needs, strict=True):
-            with item.document.collect():
-                if name not in names:
-                    item.refuse(f"there is no action {name!r}{suggestion(name, names)}; there are: {', '.join(names)}")
-                if action.needs.count(name) > 1:
-                    item.refuse(f"{name} is listed twice")
-    if circle := find_circle(actions):
-        where = values[circle[0]].mapping("an action")["needs"]
-        where.refuse(f"the needs form a circle: {' -> '.join(circle)}")
-
-
-def find_circle(actions: Sequence[PipelineAction]) -> list[str]:
-    """Return names of actions of which each needs the next. The first name, repeated at the end, closes the circle.
-
-    The circle starts with the action that comes first in the file. Without a circle, the list is empty.
-    """
-    try:
-        TopologicalSorter({action.name: action.needs for action in actions}).prepare()
-    except CycleError as error:
-        # graphlib lists the circle in the opposite order: each need comes before the action that needs it.
-        *ring, _ = reversed(error.args[1])
-        names = [action.name for action in actions]
-        start = min(range(len(ring)), key=lambda index: names.index(ring[index]))
-        return [*ring[start:], *ring[: start + 1]]
-    return []

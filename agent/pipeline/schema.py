@@ -11,8 +11,9 @@ from typing import Any
 
 from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS, When
 from agent.domain.quantities import DURATION, QUANTITY
-from agent.pipeline.action_keys import ARTIFACT_KEYS, REPO_KEYS, RESOURCE_KEYS, SHELL_KEYS, VARIABLE
-from agent.pipeline.parser import ACTION_KEYS, MAX_ACTIONS, NAME, PIPELINE_KEYS
+from agent.pipeline.action_keys import ARTIFACT_KEYS, CLASS, REPO_KEYS, RESOURCE_KEYS, SHELL_KEYS, VARIABLE
+from agent.pipeline.parser import ACTION_KEYS, DEFAULT_KEYS, KEYS_OF_SEVERAL, MAX_ACTIONS, NAME, PIPELINE_KEYS
+from agent.pipeline.structure.conditions import MAX_RETRIES, RETRY_KEYS, RETRY_REASONS, Condition
 
 Schema = dict[str, Any]
 
@@ -23,6 +24,7 @@ BOOLEAN: Schema = {"type": ["boolean", "string"], "enum": [True, False, "yes", "
 
 DESCRIPTIONS = {
     "name": "Name of the pipeline. Default: the file's name without its ending.",
+    "defaults": "Keys of all actions. The keys of an action win; env and resources are merged.",
     "actions": "A mapping from names to actions.",
     "configuration": "Where the commands run.",
     "container": "The image. Its ENTRYPOINT and CMD are not run. The image needs /bin/sh.",
@@ -40,6 +42,7 @@ DESCRIPTIONS = {
     "cpu": 'CPU, as in "500m" or 2.',
     "memory": 'Memory, as in "1Gi".',
     "ephemeral_storage": 'Space for the workspace and the log, as in "5Gi".',
+    "class": "Class of environments, one of those that the agents offer (setting environment.classes).",
     "timeout": "Time for the commands, as in 90, 90s, 10m, 1h30m.",
     "artifacts": "Which files are kept, or none.",
     "paths": "Globs of the files to keep, relative to the workspace.",
@@ -47,7 +50,11 @@ DESCRIPTIONS = {
     "when": "After which end of the commands files are kept. Default: success.",
     "shell": "Options of the shell.",
     "pipefail": "Whether a failure inside a pipe fails the command.",
-    "needs": "Actions that must succeed before this action starts.",
+    "needs": "Actions that must end before this action starts.",
+    "retry": "Further attempts after a failure. A number alone counts for reasons of the infrastructure only.",
+    "times": "Number of further attempts.",
+    "reasons": "Reasons of a failure after which another attempt follows. Default: those of the infrastructure.",
+    "matrix": "Variables with lists of values. There is one action for each combination.",
 }
 
 
@@ -87,6 +94,8 @@ def action_values() -> dict[str, Schema]:
         "credentials": TEXT,
     }
     rules = {"paths": globs, "exclude": globs, "when": {"enum": [each.value for each in When]}}
+    times: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_RETRIES}
+    reasons = texts({"enum": [each.value for each in RETRY_REASONS]})
     return {
         "configuration": mapping(("container",), {"container": TEXT}, required=("container",)),
         "commands": texts({"type": SCALAR}, minItems=1),
@@ -94,10 +103,21 @@ def action_values() -> dict[str, Schema]:
         "secrets": texts({"type": "string", "pattern": whole(VARIABLE.pattern)}) | {"uniqueItems": True},
         "repo": mapping(REPO_KEYS, repository, required=("url",)),
         "resources": mapping(RESOURCE_KEYS, dict.fromkeys(RESOURCE_KEYS, quantity)),
+        "class": {"type": ["string", "number"], "pattern": whole(CLASS.pattern)},
         "timeout": {"type": ["string", "number"], "pattern": whole(rf"\d+(\.\d+)?|{DURATION.pattern}"), "minLength": 1},
         "artifacts": {"anyOf": [{"const": "none"}, mapping(ARTIFACT_KEYS, rules)]},
         "shell": mapping(SHELL_KEYS, {"pipefail": BOOLEAN}),
+        "retry": {
+            "anyOf": [times, mapping(RETRY_KEYS, {"times": times, "reasons": reasons}, required=("times",))],
+        },
+        "when": {"enum": [each.value for each in Condition]},
         "needs": texts({"type": ["string", "number"]}) | {"uniqueItems": True},
+        "matrix": {
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": {"pattern": whole(VARIABLE.pattern)},
+            "additionalProperties": texts({"type": SCALAR}, minItems=1) | {"uniqueItems": True},
+        },
     }
 
 
@@ -106,7 +126,8 @@ def schema() -> Schema:
     values = action_values()
     required = ("configuration", "commands")
     name: Schema = {"type": ["string", "number", "boolean"]}
-    single = {key: value for key, value in values.items() if key != "needs"} | {"name": name}
+    single = {key: value for key, value in values.items() if key not in KEYS_OF_SEVERAL} | {"name": name}
+    defaults = mapping(DEFAULT_KEYS, {key: values[key] for key in DEFAULT_KEYS})
     actions: Schema = {
         "type": "object",
         "minProperties": 1,
@@ -114,14 +135,16 @@ def schema() -> Schema:
         "propertyNames": {"pattern": whole(NAME.pattern)},
         "additionalProperties": {"$ref": "#/definitions/action"},
     }
+    pipeline = {"name": name, "defaults": defaults, "actions": actions}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "SealCI pipeline",
         "type": "object",
         "if": {"required": ["configuration"]},
         "then": mapping(tuple(single), single, required=required),
-        "else": mapping(PIPELINE_KEYS, {"name": name, "actions": actions}, required=("actions",)),
-        "definitions": {"action": mapping(ACTION_KEYS, values, required=required)},
+        "else": mapping(PIPELINE_KEYS, pipeline, required=("actions",)),
+        # The image may be that of `defaults`.
+        "definitions": {"action": mapping(ACTION_KEYS, values, required=("commands",))},
     }
 
 

@@ -8,16 +8,16 @@ in the syntax ends the reading.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import yaml
 
-from agent.pipeline.file_errors import Document, PipelineFileError, Place, Problem
+from agent.pipeline.file_errors import OTHERS_KEYS, Document, PipelineFileError, Place, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 Result = TypeVar("Result")
 
@@ -36,30 +36,23 @@ NAMES_OF_TAGS = ("str", "int", "float", "bool", "null", "seq", "map", "timestamp
 TAGS = frozenset(STANDARD + name for name in NAMES_OF_TAGS)
 SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 SURROGATE = re.compile("[\ud800-\udfff]")
+# Text that stands for a variable of a matrix.
+PLACEHOLDER = re.compile(r"\$\{(\w+)\}", re.ASCII)
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-
-NOT_SUPPORTED = "the agent has nothing like it"
-OTHER_FILE = "this may be the file of another CI system (`sealci-agent init` writes an example)"
-# Keys that other CI systems use in their files, and what to write in a pipeline file instead.
-OTHERS_KEYS = {
-    "image": "write configuration: {container: IMAGE}",
-    "container": "write configuration: {container: IMAGE}",
-    "depends_on": "write needs: [NAME]",
-    **dict.fromkeys(("script", "scripts", "steps", "run"), "write commands: [COMMAND]"),
-    **dict.fromkeys(("variables", "environment"), "write env: {NAME: VALUE}"),
-    **dict.fromkeys(("services", "matrix", "strategy", "retry", "cache", "allow_failure", "rules"), NOT_SUPPORTED),
-    **dict.fromkeys(("on", "jobs", "stages", "stage", "pipeline", "workflow", "workflows"), OTHER_FILE),
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A YAML node with its document, the keys that lead to the node, and the node of the last of these keys."""
+    """A YAML node with its document, the keys that lead to the node, and the node of the last of these keys.
+
+    `variables` are the values that `${NAME}` stands for in the texts of this value.
+    """
 
     node: yaml.Node
     document: Document
     path: tuple[str, ...] = ()
     key: yaml.Node | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def problem(self, message: str, node: yaml.Node | None = None) -> Problem:
         """Return a problem of this value. The problem's place is that of `node`, or of this value if `node` is None."""
@@ -102,6 +95,11 @@ class Value:
         return repr(self.node.value)
 
     @property
+    def size(self) -> int:
+        """The number of items of a list or mapping, 1 for a scalar."""
+        return max(1, len(self.node.value)) if not isinstance(self.node, yaml.ScalarNode) else 1
+
+    @property
     def is_scalar(self) -> bool:
         """Whether the node is a scalar other than null."""
         return isinstance(self.node, yaml.ScalarNode) and self.node.tag != NULL
@@ -121,7 +119,7 @@ class Value:
         found: dict[str, Value] = {}
         for key_node, value_node in self.node.value:
             name = Value(key_node, self.document, self.path).text("a key")
-            here = Value(value_node, self.document, (*self.path, name), key_node)
+            here = Value(value_node, self.document, (*self.path, name), key_node, self.variables)
             if name in found:
                 self.document.add(here.problem("this key is set twice", key_node))
             elif names and name not in names:
@@ -139,7 +137,7 @@ class Value:
             self.refuse(f"must be {what}, not {self.kind}")
         last = self.path[-1] if self.path else ""
         return [
-            Value(node, self.document, (*self.path[:-1], f"{last}[{number}]"))
+            Value(node, self.document, (*self.path[:-1], f"{last}[{number}]"), variables=self.variables)
             for number, node in enumerate(self.node.value, 1)
         ]
 
@@ -153,7 +151,7 @@ class Value:
             self.refuse("must not contain half of a surrogate pair")
         if "\0" in value:
             self.refuse("must not contain a NUL character")
-        return value
+        return PLACEHOLDER.sub(lambda found: self.variables.get(found[1], found[0]), value)
 
     def non_empty(self, what: str = "a text") -> str:
         """Return the text of a scalar. Refuse an empty text."""

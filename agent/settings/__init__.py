@@ -27,6 +27,7 @@ from pydantic_settings import (
 from agent.domain.errors import SettingsError
 from agent.domain.references.image_reference import image_matches
 from agent.settings.connection import ClassicSettings, SchedulerSettings, Tls
+from agent.settings.environment_classes import ClassSettings, class_policies, policy_of_class, settings_of_class
 from agent.settings.field_types import NAME_PATTERN, checked_quantity, size
 from agent.settings.sections import (
     AgentSection,
@@ -50,6 +51,7 @@ __all__ = [
     "PREFIX",
     "AgentSection",
     "ArtifactSettings",
+    "ClassSettings",
     "ClassicSettings",
     "ClusterSettings",
     "EnvironmentSettings",
@@ -64,7 +66,9 @@ __all__ = [
     "TracesSettings",
     "WarmSettings",
     "checked_quantity",
+    "class_policies",
     "load",
+    "settings_of_class",
     "size",
 ]
 
@@ -113,6 +117,16 @@ class Settings(BaseSettings):
                     f"{where} is a tag, and environment.image_pull_policy is Always: "
                     "name a digest, or set warm.stale_tags"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def classes_fit_the_policy(self) -> Settings:
+        """Refuse a class whose resources do not fit the rest of the policy."""
+        for name, each in self.environment.classes.items():
+            try:
+                policy_of_class(self.policy, each)
+            except ValueError as error:
+                raise ValueError(f"environment.classes.{name}: {error}") from error
         return self
 
     @classmethod

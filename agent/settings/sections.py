@@ -6,11 +6,12 @@ The sections live as long as the process.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from agent.domain.quantities import quantity, resource_quantity
+from agent.settings.environment_classes import ClassName, ClassSettings, PodTemplate
 from agent.settings.field_types import (
     Buckets,
     Duration,
@@ -128,21 +129,16 @@ class EnvironmentSettings(Section):
         description="Run commands with `set -o pipefail` where the image's shell has it. An action can ask otherwise.",
     )
     labels: dict[str, str] = Field(default_factory=dict, description="Extra labels of the pods of actions.")
-    pod_template: dict[str, Any] = Field(
+    pod_template: PodTemplate = Field(
         default_factory=dict,
         description="Partial pod that the agent merges over every pod of an action. "
         "Use it for node selectors, tolerations, pull secrets, volumes or a runtime class.",
     )
-
-    @model_validator(mode="after")
-    def processes_apart(self) -> EnvironmentSettings:
-        """Refuse templates that share the process namespace of the pod or of the node."""
-        # The supervisor stops the commands with `kill -TERM -1`, which also reaches processes of other containers or of
-        # the node if they share the process namespace.
-        for name in ("shareProcessNamespace", "hostPID"):
-            if self.pod_template.get("spec", {}).get(name):
-                raise ValueError(f"pod_template.spec.{name}: must not be set, because stop signals go to all processes")
-        return self
+    classes: dict[ClassName, ClassSettings] = Field(
+        default_factory=dict,
+        description="Classes of environments that actions may ask for by name, each with a profile, a pod template, "
+        "default and maximum resources, and allowed images. docs/classes.md explains them.",
+    )
 
 
 class PolicySettings(Section):

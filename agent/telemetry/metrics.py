@@ -68,6 +68,7 @@ WARM_RESULTS = (
     "cold_no_pool",
     "cold_empty",
     "cold_lost",
+    "cold_class",
     "cold_image",
     "cold_repository",
     "cold_size",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SESSIONS = (1, 50)
 MANY = 200
+FAST = 50
 RAMP = 10.0
 SECONDS = 10
 PER_SECOND = 20
@@ -106,7 +107,7 @@ async def measure(namespace: str) -> list[Row]:
             what = f"log line, {sessions} sessions x {PER_SECOND}/s: agent later than raw, p{percent}"
             rows.append(row(what, "ms", [more], target=target, note=f"agent {own:.1f}, raw {raw:.1f}"))
         rows.append(row(f"log line, {sessions} sessions: CPU of the agent per line", "us", [found.cpu]))
-    return [*rows, *await many()]
+    return [*rows, *await many(), *await fast()]
 
 
 async def many() -> list[Row]:
@@ -129,6 +130,26 @@ async def many() -> list[Row]:
         row(f"{what} x {PER_SECOND}/s: written -> received, p50", "ms", [late["0.5"]], note=note),
         row(f"{what} x {PER_SECOND}/s: written -> received, p99", "ms", [late["0.99"]], note=note),
         row(f"{what}: CPU of the agent per line", "us", [1e6 * used / lines]),
+    ]
+
+
+async def fast() -> list[Row]:
+    """Measure how much log per second one replica takes from 50 sessions that write at full speed. Return the rows."""
+    async with bench_setup() as setup:
+        agent = await setup.agent(slots=FAST)
+        await setup.scheduler.ask(give="life=3600 flood=1", count=FAST, name="fast")
+        await setup.until(lambda seen: seen["running"] == [FAST])
+        await asyncio.sleep(RAMP)
+        load, before, began = Load(), await setup.scheduler.ask(), time.monotonic()
+        used = agent.costs.cpu
+        await asyncio.sleep(SECONDS)
+        used, after, seconds = agent.costs.cpu - used, await setup.scheduler.ask(), time.monotonic() - began
+    megabytes = (after["log_bytes"] - before["log_bytes"]) / 1e6
+    note = f"scripted API; machine {load.share():.0%} busy, agent {used / seconds:.2f} cores"
+    what = f"log of {FAST} sessions at full speed, one replica"
+    return [
+        row(what, "MB/s", [megabytes / seconds], target=f">= {FAST}", note=note),
+        row(f"{what}: CPU of the agent per MB", "ms", [1000 * used / megabytes], target="<= 8"),
     ]
 
 

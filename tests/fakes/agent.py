@@ -97,6 +97,7 @@ class FakeAgent:
         ready: bool = True,
         protocol: int = 1,
         features: Sequence[str] = (),
+        classes: Sequence[str] = (),
     ) -> None:
         self.address = address
         self.agent_id = f"{pod}.{nonce}"
@@ -107,6 +108,7 @@ class FakeAgent:
         self.ready = ready
         self.protocol = protocol
         self.features = features
+        self.classes = classes
         self.running = 0
         self.seqs: dict[tuple[str, int], int] = {}
         self.received: dict[str, asyncio.Queue[object]] = {}
@@ -130,6 +132,7 @@ class FakeAgent:
             slots=self.slots,
             sessions=[translate.session_state_message(each) for each in self.sessions],
             features=self.features,
+            classes=self.classes,
         )
         # If the stream breaks during this write, the method `read` stores the status of the stream.
         with contextlib.suppress(grpc.aio.AioRpcError):

@@ -397,6 +397,12 @@ BROKEN: list[tuple[str, dict[str, Any], tuple[Point, ...], str]] = [
     ),
     ("field without its feature", edits(action=with_unknown_field), (points.FEATURES,), "has the unknown field 1000"),
     (
+        "class without an agent",
+        edits(action=lambda _, action: changed(action, environment_class="gpu")),
+        (points.FEATURES,),
+        "has class 'gpu', the agent named no class",
+    ),
+    (
         "rejected action lost",
         {"store": lose_rejected},
         (points.REJECTED,),

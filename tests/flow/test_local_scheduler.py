@@ -91,7 +91,30 @@ async def test_an_action_waits_for_an_agent_that_has_its_features_and_watchers_g
         assert old.queue("action").empty()
     waits = [event.body.detail for event in seen if isinstance(event.body, WaitingForAgent)]
     # The new agent has no free slot before its first health report.
-    assert waits == ["no connected agent has the feature services", "the agents with its features have no free slot"]
+    assert waits == ["no connected agent has the feature services", "the agents that can run it have no free slot"]
+    assert report.exit_code is ExitCode.SUCCEEDED
+
+
+async def test_an_action_goes_to_an_agent_that_has_its_class(tmp_path: Path) -> None:
+    text = several(2).replace("a1: {", "a1: {class: gpu, ", 1)
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access(), QUICK) as scheduler,
+        FakeAgent(scheduler.address, pod="large", slots=9, classes=["large"]) as large,
+    ):
+        await queue(scheduler, text)
+        following = asyncio.create_task(watch(scheduler))
+        plain = await large.action()
+        assert (plain.name, plain.environment_class) == ("a0", "")
+        await large.live(plain)
+        await large.health()
+        assert large.queue("action").empty()
+        async with FakeAgent(scheduler.address, pod="gpu", slots=1, classes=["gpu", "large"]) as gpu:
+            action = await gpu.action()
+            assert (action.name, action.environment_class) == ("a1", "gpu")
+            await gpu.live(action)
+            report, seen = await following
+    waits = [event.body.detail for event in seen if isinstance(event.body, WaitingForAgent)]
+    assert waits[0] == "no connected agent has the class gpu; there are: large"
     assert report.exit_code is ExitCode.SUCCEEDED
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.domain.errors import SettingsError
-from agent.settings import PREFIX, Settings, load
+from agent.settings import PREFIX, Settings, load, settings_of_class
 
 
 @pytest.fixture(autouse=True)
@@ -194,3 +194,43 @@ def test_an_address_of_a_host_and_a_port_is_accepted(address: str) -> None:
 def test_a_lease_that_ends_before_its_renewal_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"lease_renew \(5 s\) must be shorter than lease_duration \(5 s\)"):
         load(None, {"cluster": {"lease_duration": "5s", "lease_renew": "5s"}}, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"max_cpu": "1", "default_cpu": "2"},
+            "environment.classes.large: policy.default_cpu: 2 is over policy.max_cpu: 1",
+        ),
+        (
+            {"max_memory": "128Mi"},
+            "environment.classes.large: policy.default_memory: 256Mi is over policy.max_memory: 128Mi",
+        ),
+        ({"profil": "restricted"}, "environment.classes.large.profil "),
+        (
+            {"pod_template": {"spec": {"hostPID": True}}},
+            "Value error, spec.hostPID: must not be set, because stop signals go to all processes",
+        ),
+    ],
+)
+def test_a_class_must_fit_the_rest_of_the_policy(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError) as wrong:
+        load(None, {"environment": {"classes": {"large": settings}}})
+    assert message in str(wrong.value)
+
+
+def test_a_class_has_a_name_that_a_label_can_hold() -> None:
+    with pytest.raises(SettingsError, match=r"environment.classes.Large"):
+        load(None, {"environment": {"classes": {"Large": {}}}})
+
+
+def test_a_class_replaces_only_what_it_names() -> None:
+    classes = {"large": {"default_memory": "8Gi", "images": ["debian:*"], "profile": "restricted"}, "plain": {}}
+    settings = load(None, {"environment": {"classes": classes}, "policy": {"max_timeout": "1h"}})
+    large = settings_of_class(settings, "large")
+    assert (large.policy.default_memory, large.policy.images) == ("8Gi", ("debian:*",))
+    assert (large.policy.default_cpu, large.policy.max_timeout) == ("100m", 3600.0)
+    assert large.environment.profile == "restricted"
+    assert settings_of_class(settings, "plain").policy == settings.policy
+    assert settings_of_class(settings, "unknown") is settings

@@ -21,6 +21,7 @@ from agent.cluster.pod.recreate import secret_of_older_agent
 from agent.cluster.pod.setup_status import SetupLimits
 from agent.cluster.warm.warm_pods import WarmPods
 from agent.domain.json import Object
+from agent.settings import settings_of_class
 
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
@@ -76,6 +77,10 @@ class PodBackend:
             debug=debug,
             timings=timings,
         )
+        self.class_contexts = {
+            name: replace(self.context, settings=settings_of_class(settings, name))
+            for name in settings.environment.classes
+        }
 
     @property
     def reachable(self) -> bool:
@@ -91,10 +96,15 @@ class PodBackend:
             return f"the watch of pods fails: {self.watch.trouble}"
         return "" if self.watch.synced.is_set() and self.facts.complete else "the cluster has not answered yet"
 
+    def context_of(self, action: Action) -> Context:
+        """Return the context of the environments of an action's class."""
+        found = self.class_contexts.get(action.environment_class)
+        return self.context if found is None else found
+
     def environment(self, action: Action) -> PodEnvironment:
         """Return a new environment for the attempt that `action` describes. Its pod does not exist yet, or is warm."""
         plan = self.plan(action, secrets.token_hex(16))
-        return PodEnvironment(self.context, self.registry, plan, reserved=self.warm.reserve(plan))
+        return PodEnvironment(self.context_of(action), self.registry, plan, reserved=self.warm.reserve(plan))
 
     def environment_of(self, pod: Object) -> PodEnvironment:
         """Return the environment of a pod that this agent has just claimed.
@@ -106,7 +116,7 @@ class PodBackend:
         log_key = session_annotation.log_key_of(pod)
         existing = {"name": pod["metadata"]["name"], "existing_secret": secret_of_older_agent(pod)}
         plan = replace(self.plan(action, nonce), **existing, log_key=log_key)
-        environment = PodEnvironment(self.context, self.registry, plan, adopted=pod)
+        environment = PodEnvironment(self.context_of(action), self.registry, plan, adopted=pod)
         self.registry.take_back(nonce)
         # The pod in the answer to the claim is newer than the pod that the watch has.
         self.watch.apply_event("MODIFIED", pod)
@@ -117,7 +127,7 @@ class PodBackend:
 
         `nonce` identifies the environment.
         """
-        settings = self.settings
+        settings = self.context_of(action).settings
         return manifest.Plan(
             action=action,
             name=pod_name(settings.agent.pool, action.key.action_id, action.key.attempt),

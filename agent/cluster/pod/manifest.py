@@ -109,6 +109,8 @@ def pod(plan: Plan, settings: Settings) -> Object:
     if plan.user_namespace:
         manifest["spec"]["hostUsers"] = False
     result: Object = merge(manifest, environment.pod_template)
+    if (chosen := environment.classes.get(plan.action.environment_class)) is not None:
+        result = merge(result, chosen.pod_template)
     return result
 
 
@@ -127,7 +129,8 @@ def metadata(plan: Plan, settings: Settings) -> Object:
             labels.NAME: "sealci-action",
             labels.POOL: settings.agent.pool,
             labels.AGENT: plan.agent_id,
-        },
+        }
+        | ({labels.CLASS: plan.action.environment_class} if plan.action.environment_class else {}),
         "annotations": {
             # `kubectl logs` and `kubectl exec` use this container if the user names none.
             "kubectl.kubernetes.io/default-container": HELPER,

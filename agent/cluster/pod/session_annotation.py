@@ -34,6 +34,7 @@ def write(action: Action, nonce: str, timeout: float, log_key: int, *, claimed_a
         "timeout": timeout,
         "traceparent": action.traceparent,
         "artifacts": {"paths": rules.paths, "exclude": rules.exclude, "when": rules.when.value},
+        "class": action.environment_class,
     }
     if claimed_at is not None:
         session["claimed_at"] = claimed_at.isoformat(timespec="milliseconds")
@@ -96,6 +97,7 @@ def read(pod: Object) -> tuple[Action, str]:
             artifacts=ArtifactRules(tuple(rules["paths"]), tuple(rules["exclude"]), When(rules["when"])),
             timeout=float(session["timeout"]),
             traceparent=str(session.get("traceparent", "")),
+            environment_class=str(session.get("class", "")),
         )
         return action, str(session["nonce"])
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:

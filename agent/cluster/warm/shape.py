@@ -118,6 +118,8 @@ def order_of(plan: manifest.Plan, settings: Settings) -> bytes:
 def ineligible(plan: manifest.Plan, settings: Settings) -> str:
     """Return why an action needs a pod of its own, as a value of the metrics' label `result`. "" if it needs none."""
     action = plan.action
+    if action.environment_class:
+        return "cold_class"
     if action.repository is not None:
         return "cold_repository"
     names = action.env.keys() | action.secrets.keys()

@@ -53,6 +53,7 @@ def action(message: wire.Action) -> domain.Action:
         artifacts=artifact_rules(message.artifacts),
         traceparent=message.traceparent,
         pipefail=message.shell.pipefail if message.shell.HasField("pipefail") else None,
+        environment_class=message.environment_class,
     )
 
 
@@ -126,6 +127,7 @@ def action_message(value: domain.Action) -> wire.Action:
         ),
         traceparent=value.traceparent,
         shell=wire.Shell(pipefail=value.pipefail) if value.pipefail is not None else None,
+        environment_class=value.environment_class,
     )
     if (source := value.repository) is not None:
         message.repository.CopyFrom(

@@ -309,6 +309,7 @@ class Register(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """"<uid of the agent's pod>.<random part of this start>" """
     protocol_version: _builtins.int
@@ -331,6 +332,10 @@ class Register(_message.Message):
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """features that this agent has; the scheduler ignores names that it does not know"""
 
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names of the classes of environments that this agent has, for Action.environment_class"""
+
     def __init__(
         self,
         *,
@@ -342,10 +347,11 @@ class Register(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         sessions: _abc.Iterable[Global___SessionState] | None = ...,
         features: _abc.Iterable[_builtins.str] | None = ...,
+        classes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "features", b"features", "labels", b"labels", "pool", b"pool", "protocol_version", b"protocol_version", "sessions", b"sessions", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "classes", b"classes", "features", b"features", "labels", b"labels", "pool", b"pool", "protocol_version", b"protocol_version", "sessions", b"sessions", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1101,6 +1107,7 @@ class Action(_message.Message):
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     SHELL_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_CLASS_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     """chosen by the scheduler, 1 to 256 bytes"""
     attempt: _builtins.int
@@ -1113,6 +1120,11 @@ class Action(_message.Message):
     """reference of the container image"""
     traceparent: _builtins.str
     """W3C trace context; empty: no parent"""
+    environment_class: _builtins.str
+    """Class of the environment: a kind of pod that the installer of the agent offers. Empty: none. The scheduler sends the
+    action only to an agent that has named the class in Register. An agent fails an action of another class with
+    INVALID_CONFIGURATION. The name is not `class`, because that is a keyword of many languages.
+    """
     @_builtins.property
     def commands(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """run in order in one shell; the first failure ends the action"""
@@ -1158,10 +1170,11 @@ class Action(_message.Message):
         artifacts: Global___ArtifactRules | None = ...,
         traceparent: _builtins.str = ...,
         shell: Global___Shell | None = ...,
+        environment_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "repository", b"repository", "resources", b"resources", "shell", b"shell", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "commands", b"commands", "env", b"env", "image", b"image", "name", b"name", "repository", b"repository", "resources", b"resources", "secrets", b"secrets", "shell", b"shell", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "commands", b"commands", "env", b"env", "environment_class", b"environment_class", "image", b"image", "name", b"name", "repository", b"repository", "resources", b"resources", "secrets", b"secrets", "shell", b"shell", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

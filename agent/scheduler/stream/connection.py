@@ -56,11 +56,12 @@ class Identity:
     agent_id: str
     version: str
     features: tuple[Feature, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, uid: str, version: str, features: tuple[Feature, ...] = ()) -> Identity:
+    def of(cls, uid: str, version: str, features: tuple[Feature, ...] = (), classes: tuple[str, ...] = ()) -> Identity:
         """Return a new identity. If `uid`, the uid of the agent's pod, is empty, the first part of the id is random."""
-        return cls(f"{uid or uuid.uuid4().hex}.{uuid.uuid4().hex[:8]}", version, features)
+        return cls(f"{uid or uuid.uuid4().hex}.{uuid.uuid4().hex[:8]}", version, features, classes)
 
 
 class Connection:
@@ -212,6 +213,7 @@ class Connection:
             labels=self.agent.labels,
             sessions=[translate.session_state_message(state) for state in self.outbox.session_states()],
             features=[each.value for each in self.identity.features],
+            classes=self.identity.classes,
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from pydantic import BaseModel
@@ -211,12 +211,28 @@ def setting_value(key: str, name: str, info: FieldInfo, field_schema: Schema) ->
         default = quantity(default)
     elif reader is checked_quantity:
         schema |= {"pattern": QUANTITY}
+    elif (model := model_of_mapping(info)) is not None:
+        (names,) = schema["patternProperties"]
+        schema |= {"patternProperties": {names: section_schema(model)}, "additionalProperties": False}
     if key in EMPTY_MEANS:
         default, comment = "", f"{comment} If empty, {EMPTY_MEANS[key]}."
         schema = {"anyOf": [{"const": ""}, schema]} if schema.keys() - {"type", "minLength"} else {"type": "string"}
     if isinstance(default, float) and default == int(default):
         default = int(default)
     return Value(key, comment or f"the agent's {name}", default, schema | NARROWED.get(key, {}))
+
+
+def model_of_mapping(info: FieldInfo) -> type[BaseModel] | None:
+    """Return the model of a setting that maps names to sections, or None if the setting is something else."""
+    arguments = get_args(info.annotation)
+    kind = arguments[-1] if arguments else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def section_schema(model: type[BaseModel]) -> Schema:
+    """Return the JSON schema of a section whose place in the values has a name of the user."""
+    properties = {each.key: {"description": each.comment, **each.schema} for each in settings_values(model)}
+    return empty_section() | {"properties": properties}
 
 
 def section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:

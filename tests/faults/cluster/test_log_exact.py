@@ -217,13 +217,20 @@ def test_a_log_over_its_limit_is_cut_with_the_exact_count(own_lab: Lab) -> None:
     assert text.startswith(b"first\n00000000 x")
 
 
-def exhaust_memory(lab: Lab, name: str) -> None:
-    """Let a process in container `helper` use more memory than the container's limit.
+# Makes PID 1 the first victim of the kernel, then fills the memory by small processes.
+EXHAUST = """
+import os, time
+open("/proc/1/oom_score_adj", "w").write("1000")
+while os.fork():
+    time.sleep(0.001)
+held = b"x" * (1 << 20)
+time.sleep(60)
+"""
 
-    The kernel then kills PID 1 of the container, because the process has named PID 1 as the first victim.
-    """
-    program = "open('/proc/1/oom_score_adj', 'w').write('1000'); bytearray(1 << 31)"
-    kube.kubectl("exec", name, "-n", lab.namespace, "-c", "helper", "--", "python3", "-c", program, check=False)
+
+def exhaust_memory(lab: Lab, name: str) -> None:
+    """Fill the memory of container `helper` until the kernel kills PID 1 of the container."""
+    kube.kubectl("exec", name, "-n", lab.namespace, "-c", "helper", "--", "python3", "-c", EXHAUST, check=False)
 
 
 @pytest.mark.timeout(180)

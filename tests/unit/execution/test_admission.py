@@ -269,3 +269,26 @@ def test_the_hosts_of_repositories_can_be_limited() -> None:
 )
 def test_number_and_length_of_globs_are_bounded(rules: ArtifactRules, text: str) -> None:
     assert problems(artifacts=rules) == [text]
+
+
+def test_a_class_that_the_agent_does_not_have_is_refused_with_the_list() -> None:
+    action = replace(ACTION, environment_class="gpux")
+    for classes, words in (
+        ({"large": POLICY, "gpu": POLICY}, "there are: large, gpu"),
+        ({}, "this agent has no classes"),
+    ):
+        with pytest.raises(ActionFailed) as failed:
+            admit(action, POLICY, classes)
+        assert failed.value.message == f"class: there is no class 'gpux'; {words}"
+        assert failed.value.reason is Reason.INVALID_CONFIGURATION
+
+
+def test_the_policy_of_the_class_holds() -> None:
+    classes = {"gpu": POLICY.model_copy(update={"images": ("registry.example.org/ml/*",), "max_memory": "1Gi"})}
+    admit(replace(ACTION, environment_class="gpu", image="registry.example.org/ml/torch:2"), POLICY, classes)
+    with pytest.raises(ActionFailed) as failed:
+        admit(replace(ACTION, environment_class="gpu", resources=Resources(memory="2Gi")), POLICY, classes)
+    assert failed.value.log.splitlines() == [
+        "image: 'alpine:3' is not allowed; allowed: registry.example.org/ml/*",
+        "resources.memory: 2Gi is over the maximum of 1Gi",
+    ]

@@ -29,9 +29,11 @@ class Tags(HTMLParser):
 
 def shown(*recent: SessionRow, health: Health | None = None, not_ready: str = "", warm: bool = False) -> Tags:
     health = health or Health(Readiness.READY, slots=4, running=1)
-    running = (SessionRow("run/1", 1, "image", "commands", 75.0, (("setup", 2.0), ("commands", 73.0))),)
+    stages = (("setup", 2.0), ("commands", 73.0))
+    running = (SessionRow("run/1", 1, "image", "commands", 75.0, stages, environment_class="gpu"),)
     tags = Tags()
-    tags.feed(page(Snapshot("1.0", "pool", "pod.nonce", health, not_ready, 3, warm, running, recent)))
+    classes = ("large", "gpu")
+    tags.feed(page(Snapshot("1.0", "pool", "pod.nonce", health, not_ready, 3, running, recent, classes, warm)))
     return tags
 
 
@@ -45,7 +47,16 @@ def test_names_and_messages_stay_text() -> None:
 
 def test_the_page_shows_how_the_agent_is() -> None:
     text = shown().text.replace("\N{NO-BREAK SPACE}", " ")
-    for part in ("ready", "reachable", "1 of 4", "run/1", "1 min 15 s", "setup 2.0 s · commands 1 min 13 s"):
+    for part in (
+        "ready",
+        "reachable",
+        "1 of 4",
+        "run/1",
+        "1 min 15 s",
+        "image · class gpu",
+        "large, gpu",
+        "setup 2.0 s · commands 1 min 13 s",
+    ):
         assert part in text
     away = Health(Readiness.DEGRADED, slots=4, cluster_reachable=False, remains=2)
     text = shown(health=away, not_ready="the cluster does not answer").text

@@ -87,3 +87,18 @@ def test_an_action_goes_only_to_an_agent_that_has_its_features() -> None:
     able.update_health(Health(Readiness.READY, 1, 1))
     assert pool.least_loaded(needed) is None
     assert pool.missing_features(needed) == frozenset()
+
+
+def test_an_action_goes_only_to_an_agent_that_has_its_class() -> None:
+    pool, services, none = AgentPool(), frozenset({Feature.SERVICES}), frozenset[Feature]()
+    assert pool.missing_for(none, "gpu") == "no connected agent has the class gpu"
+    able = AgentStream("able.1", 1, services, frozenset({"large", "arm64"}))
+    gpu = AgentStream("gpu.1", 1, none, frozenset({"gpu"}))
+    for stream in (able, gpu):
+        stream.update_health(Health(Readiness.READY, 1, 0))
+        pool.add(stream)
+    assert pool.least_loaded(none, "gpu") is gpu
+    assert pool.least_loaded(none, "gpux") is None
+    assert pool.missing_for(none, "gpux") == "no connected agent has the class gpux; there are: arm64, gpu, large"
+    assert pool.missing_for(services, "gpu") == "no connected agent has both the class gpu and the feature services"
+    assert pool.missing_for(services, "arm64") == ""

@@ -8,9 +8,13 @@ from textwrap import dedent
 import pytest
 
 from agent.domain.actions import ArtifactRules, Key, Repository, Resources, When
+from agent.domain.errors import Reason, Stage
+from agent.domain.outcome import Outcome, Result
 from agent.pipeline.file_errors import PipelineFileError
+from agent.pipeline.overrides import select_actions
 from agent.pipeline.parser import load, parse
 from agent.pipeline.secret_values import SecretsError, find_secrets
+from agent.pipeline.structure.conditions import Condition
 
 FULL = """
     name: build and test
@@ -100,22 +104,24 @@ WRONG = [
     ("name: [x]\n" + A, "ci.yaml:1: name: must be a name, not a list"),
     (
         A + "action:\n",
-        "ci.yaml:5: action: there is no such key, did you mean 'actions'?; allowed: name, actions",
+        "ci.yaml:5: action: there is no such key, did you mean 'actions'?; allowed: name, defaults, actions",
     ),
     (
         A + "    image: i\n",
         "ci.yaml:5: actions.a.image: there is no such key, write configuration: {container: IMAGE}; allowed: "
-        "configuration, commands, env, secrets, repo, resources, timeout, artifacts, shell, needs",
+        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, retry, needs, when, "
+        "matrix",
     ),
     (
         A + "    services: [db]\n",
         "ci.yaml:5: actions.a.services: there is no such key, the agent has nothing like it; allowed: "
-        "configuration, commands, env, secrets, repo, resources, timeout, artifacts, shell, needs",
+        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, retry, needs, when, "
+        "matrix",
     ),
     (
         "on: push\n" + A,
         "ci.yaml:1: on: there is no such key, this may be the file of another CI system (`sealci-agent init` writes an "
-        "example); allowed: name, actions",
+        "example); allowed: name, defaults, actions",
     ),
     (
         "actions:\n  a:\n    commands: [x]\n",
@@ -128,7 +134,7 @@ WRONG = [
     (
         A.replace("commands", "command"),
         "ci.yaml:4: actions.a.command: there is no such key, did you mean 'commands'?; allowed: configuration, "
-        "commands, env, secrets, repo, resources, timeout, artifacts, shell, needs",
+        "commands, env, secrets, repo, resources, class, timeout, artifacts, shell, retry, needs, when, matrix",
     ),
     (
         A.replace("container: i", "image: i"),
@@ -216,6 +222,11 @@ WRONG = [
     (
         A + "    timeout: soon\n",
         'ci.yaml:5: actions.a.timeout: \'soon\' is not a duration such as "90s", "10m" or "1h30m"',
+    ),
+    (
+        A + "    class: GPU 1\n",
+        "ci.yaml:5: actions.a.class: must be the name of a class: 1 to 40 lower-case letters, digits and '-', "
+        "not 'GPU 1'",
     ),
     (A + "    timeout: 0s\n", "ci.yaml:5: actions.a.timeout: must be longer than 0"),
     (
@@ -362,3 +373,176 @@ def test_missing_secrets_are_named_and_no_value_is_shown(tmp_path: Path) -> None
     with pytest.raises(SecretsError, match=r"secrets:1: is not NAME=VALUE") as wrong:
         find_secrets(["A"], {}, file)
     assert "hunter2" not in str(wrong.value)
+
+
+# ---- defaults, merge keys, matrix
+
+SHARED = """
+    defaults:
+      configuration: {container: "debian:12"}
+      env: {MODE: release, LEVEL: "1"}
+      resources: {cpu: "1", memory: 1Gi}
+      timeout: 10m
+      secrets: [TOKEN]
+    actions:
+      plain: {commands: [x]}
+      other:
+        configuration: {container: alpine}
+        env: {LEVEL: "9"}
+        resources: {memory: 2Gi}
+        secrets: []
+        commands: [x]
+"""
+
+
+def test_an_action_gets_the_defaults_of_the_file_and_its_own_keys_win() -> None:
+    plain, other = parse(dedent(SHARED), "ci.yaml").actions
+    assert (plain.image, plain.timeout, plain.secrets) == ("debian:12", 600.0, ("TOKEN",))
+    assert (other.image, other.timeout, other.secrets) == ("alpine", 600.0, ())
+    assert (plain.env, other.env) == ({"MODE": "release", "LEVEL": "1"}, {"MODE": "release", "LEVEL": "9"})
+    assert (plain.resources, other.resources) == (Resources("1", "1Gi"), Resources("1", "2Gi"))
+
+
+def test_a_wrong_default_is_one_problem() -> None:
+    with pytest.raises(PipelineFileError) as wrong:
+        parse(dedent(SHARED).replace("10m", "soon"), "ci.yaml")
+    assert [each.message.partition(": ")[0] for each in wrong.value.problems] == ["ci.yaml:6"]
+    assert "defaults.timeout" in wrong.value.problems[0].message
+
+
+def test_merge_keys_take_over_the_keys_of_other_mappings() -> None:
+    text = """
+        actions:
+          a: &a {configuration: {container: one}, commands: [x], env: &env {X: "1", Y: "1"}}
+          b: &b {<<: *a, timeout: 1m}
+          c:
+            timeout: 2m
+            <<: [*b, {configuration: {container: never}, shell: {pipefail: true}}]
+            env: {<<: *env, X: "2"}
+    """
+    a, b, c = parse(dedent(text), "ci.yaml").actions
+    assert (a.image, b.image, c.image) == ("one", "one", "one")
+    assert (a.timeout, b.timeout, c.timeout) == (None, 60.0, 120.0)
+    assert (c.env, c.pipefail) == ({"X": "2", "Y": "1"}, True)
+
+
+def test_a_merge_key_names_mappings() -> None:
+    with pytest.raises(PipelineFileError, match=r"ci.yaml:1: `<<` takes over mappings, as in `<<: \*name`, not 'x'"):
+        parse("<<: x\nname: y\n", "ci.yaml")
+
+
+MATRIX = """
+    actions:
+      test:
+        matrix: {PYTHON: ["3.12", "3.13"], MODE: [fast, "a b"]}
+        configuration: {container: "python:${PYTHON}"}
+        commands: ['echo "${PYTHON} $MODE"']
+        env: {LITERAL: "${PYTHON}"}
+      publish: {needs: [test], configuration: {container: alpine}, commands: [x]}
+      one: {needs: [test-3.13-fast, test], configuration: {container: alpine}, commands: [x]}
+"""
+VARIANTS = ("test-3.12-fast", "test-3.12-a-b", "test-3.13-fast", "test-3.13-a-b")
+
+
+def test_a_matrix_is_one_action_for_each_combination() -> None:
+    found = parse(dedent(MATRIX), "ci.yaml")
+    *variants, publish, one = found.actions
+    assert tuple(each.name for each in variants) == VARIANTS
+    assert [each.image for each in variants] == ["python:3.12", "python:3.12", "python:3.13", "python:3.13"]
+    assert variants[1].env == {"LITERAL": "${PYTHON}", "PYTHON": "3.12", "MODE": "a b"}
+    assert variants[1].commands == ('echo "${PYTHON} $MODE"',), "the shell expands variables of commands"
+    assert publish.needs == VARIANTS
+    assert one.needs == ("test-3.13-fast", "test-3.12-fast", "test-3.12-a-b", "test-3.13-a-b")
+    chosen = select_actions(found, ["test", "one"])
+    assert tuple(each.name for each in chosen.actions) == (*VARIANTS, "one")
+    assert [each.name for each in select_actions(found, ["test-3.12-fast"]).actions] == ["test-3.12-fast"]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        ("{}", "matrix: must name at least one variable"),
+        ("{X: []}", "matrix.X: must have at least one value"),
+        ("{X: [a, a]}", "matrix.X: has a value twice"),
+        ("{1X: [a]}", "matrix.1X: '1X' is not a variable name: letters, digits and '_', not beginning with a digit"),
+        ("{X: [a b, a-b]}", "matrix: two combinations have the same name 'a-a-b'"),
+        (f"{{X: ['{'x' * 70}']}}", f"matrix: 'a-{'x' * 70}' is not an action name, because it is too long"),
+        (
+            f"{{X: {list(range(11))}, Y: {list(range(10))}}}",
+            "matrix: has too many combinations; at most 100 are allowed",
+        ),
+    ],
+)
+def test_a_matrix_that_is_refused(matrix: str, message: str) -> None:
+    with pytest.raises(PipelineFileError) as wrong:
+        parse(f"{A}    matrix: {matrix}\n", "ci.yaml")
+    assert [each.message for each in wrong.value.problems] == [f"ci.yaml:5: actions.a.{message}"]
+
+
+def test_a_variable_of_the_matrix_is_not_set_in_env_too() -> None:
+    with pytest.raises(PipelineFileError, match=r"actions.a.env.X: X is also set in `matrix`"):
+        parse(f"{A}    matrix: {{X: [a]}}\n    env: {{X: y}}\n", "ci.yaml")
+
+
+def test_a_variant_has_no_name_of_another_action() -> None:
+    text = f"{A}    matrix: {{X: [b]}}\n  a-b: {{configuration: {{container: i}}, commands: [x]}}\n"
+    with pytest.raises(
+        PipelineFileError, match=r"ci.yaml:2: actions.a: a variant has the name of another action: 'a-b'"
+    ):
+        parse(text, "ci.yaml")
+
+
+def test_the_values_that_defaults_and_matrices_repeat_are_bounded() -> None:
+    many = ", ".join(f"V{number}: x" for number in range(3000))
+    text = f"defaults: {{configuration: {{container: i}}, env: {{{many}}}}}\nactions:\n"
+    text += "".join(f"  a{number}: {{commands: [x], matrix: {{X: [{number}, b]}}}}\n" for number in range(50))
+    with pytest.raises(PipelineFileError, match="has more than 200000 values, counted with those that defaults"):
+        parse(text, "ci.yaml")
+    text = "actions:\n" + "".join(
+        f"  a{number}: {{configuration: {{container: i}}, commands: [x], matrix: {{X: {list(range(100))}}}}}\n"
+        for number in range(11)
+    )
+    with pytest.raises(PipelineFileError, match="has too many actions with those of matrices; at most 1000"):
+        parse(text, "ci.yaml")
+
+
+def test_conditions_and_retries_are_read() -> None:
+    text = """
+        defaults: {configuration: {container: i}, retry: 2}
+        actions:
+          a: {commands: [x]}
+          b: {commands: [x], retry: {times: 1, reasons: [COMMAND_FAILED, EVICTED]}, needs: [a], when: failure}
+          c: {commands: [x], retry: 0, needs: [a], when: always}
+    """
+    a, b, c = parse(dedent(text), "ci.yaml").actions
+    assert (a.when, b.when, c.when) == (Condition.SUCCESS, Condition.FAILURE, Condition.ALWAYS)
+    assert (a.retry.times, b.retry.times, c.retry.times) == (2, 1, 0)
+    lost, failed = (
+        Outcome(Result.FAILED, Stage.COMMANDS, reason) for reason in (Reason.NODE_LOST, Reason.COMMAND_FAILED)
+    )
+    assert [a.retry.covers(lost, 1), a.retry.covers(lost, 2), a.retry.covers(lost, 3)] == [True, True, False]
+    assert not a.retry.covers(failed, 1)
+    assert b.retry.covers(failed, 1)
+    assert not b.retry.covers(lost, 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("when: failure", "when: must be success, because the action has no `needs`"),
+        ("when: never", "when: must be one of success, failure, always, not 'never'"),
+        ("retry: 11", "retry: must be a number of further attempts, at most 10, not '11'"),
+        ("retry: {reasons: [EVICTED]}", "retry: `times` is missing: the number of further attempts"),
+        (
+            "retry: {times: 1, reasons: [EVICTD]}",
+            "retry.reasons[1]: must be one of COMMAND_FAILED, INVALID_CONFIGURATION, IMAGE_PULL_FAILED, "
+            "REPOSITORY_FAILED, OUT_OF_MEMORY, DEADLINE_EXCEEDED, ARTIFACTS_FAILED, UNSCHEDULABLE, EVICTED, PREEMPTED, "
+            "NODE_LOST, POD_DELETED, QUOTA_EXCEEDED, CLUSTER_UNAVAILABLE, INTERNAL, not 'EVICTD', "
+            "did you mean 'EVICTED'?",
+        ),
+    ],
+)
+def test_a_condition_or_a_retry_that_is_refused(keys: str, message: str) -> None:
+    with pytest.raises(PipelineFileError) as wrong:
+        parse(f"{A}    {keys}\n", "ci.yaml")
+    assert [each.message for each in wrong.value.problems] == [f"ci.yaml:5: actions.a.{message}"]

@@ -1,4 +1,4 @@
-"""Restore the kernel settings that a cluster changes for the whole machine.
+"""Change the kernel settings that a cluster needs on the whole machine, and restore them.
 
 The first cluster on a machine saves the values, and `down` of the last cluster restores them.
 """
@@ -6,14 +6,18 @@ The first cluster on a machine saves the values, and `down` of the last cluster 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from deploy.dev.cluster.settings import Settings
 
-# Settings below /proc/sys: those that a kubelet sets at its start, and the forwarding that lets pods leave the machine.
+# The kubelet needs one inotify instance for each follower of a log. Without a free instance it ends the request early.
+WATCHERS, WATCHERS_NEEDED = Path("/proc/sys/fs/inotify/max_user_instances"), 1024
+# Settings below /proc/sys: those that a kubelet sets at its start, the forwarding that lets pods leave the machine, and
+# `WATCHERS`.
 KERNEL_SETTINGS = (
     "vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
-    "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes", "net/ipv4/ip_forward",
+    "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes", "net/ipv4/ip_forward", "fs/inotify/max_user_instances",
 )  # fmt: skip
 
 
@@ -33,6 +37,13 @@ def save(settings: Settings) -> None:
     partial = record.with_suffix(".partial")
     partial.write_text(json.dumps(values), "utf-8")
     partial.replace(record)
+
+
+def allow_watchers() -> None:
+    """Let the kubelet serve many followers of logs at once. A kernel that refuses keeps its value."""
+    with suppress(OSError):
+        if int(WATCHERS.read_text("ascii")) < WATCHERS_NEEDED:
+            WATCHERS.write_text(str(WATCHERS_NEEDED), "ascii")
 
 
 def restore(settings: Settings) -> None:

@@ -48,6 +48,7 @@ def prepare(settings: Settings) -> None:
     settings.folder.mkdir(mode=0o700, parents=True)
     (settings.folder / "settings.json").write_text(json.dumps(settings.creation_settings), "utf-8")
     kernel_settings.save(settings)
+    kernel_settings.allow_watchers()
     leftovers.CNI_STATE.mkdir(exist_ok=True)
     cgroups.create(settings)
 

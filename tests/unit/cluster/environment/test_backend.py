@@ -290,3 +290,23 @@ async def test_a_failed_set_up_has_a_report_with_the_events(api: FakeApi) -> Non
         assert isinstance(seen, SetupFailed)
         assert "the registry refused" in seen.log
         await environment.remove()
+
+
+async def test_a_pod_of_a_class_is_made_and_made_again_with_the_settings_of_the_class(api: FakeApi) -> None:
+    classes = {"gpu": {"default_memory": "1Gi", "pod_template": {"spec": {"nodeSelector": {"gpu": "yes"}}}}}
+    async with backend_on(api) as backend:
+        settings = Settings.model_validate(
+            backend.settings.model_dump() | {"environment": {"profile": "restricted", "classes": classes}}
+        )
+        facts = ClusterFacts()
+        classed = PodBackend(settings, backend.client, backend.watch, "agent-1", facts)
+        environment = classed.environment(replace(ACTION, environment_class="gpu"))
+        await environment.create()
+        pod = api.pods[environment.plan.name]
+        assert pod["spec"]["nodeSelector"] == {"gpu": "yes"}
+        (action,) = (each for each in pod["spec"]["containers"] if each["name"] == "action")
+        assert action["resources"]["requests"]["memory"] == "1Gi"
+        adopted = classed.environment_of(deepcopy(pod))
+        assert adopted.context.settings.policy.default_memory == "1Gi"
+        environment.release()
+        await adopted.remove()

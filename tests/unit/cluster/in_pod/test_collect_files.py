@@ -242,7 +242,7 @@ def test_a_closed_pipe_ends_the_collector(place: Place) -> None:
 
 
 def test_a_collector_whose_output_is_not_read_ends_itself(place: Place) -> None:
-    globs = tuple(f"{index:0>100}" for index in range(2000))
+    globs = tuple(f"{index:0>100}" for index in range(1000))
     seconds = 1 - collect_files.ALARM_SECONDS
     command = place.command(ArtifactRules(globs), ArchiveLimits(9, 9, 9, seconds))
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:

@@ -14,7 +14,7 @@ from agent.cluster.pod.recreate import secret_of_older_agent
 from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources, When
 from agent.domain.json import Object
 from agent.domain.references.secret_name import checked_secret_name
-from agent.settings import Settings
+from agent.settings import Settings, settings_of_class
 
 SETTINGS = Settings()
 RESTRICTED = Settings.model_validate({"environment": {"profile": "restricted"}})
@@ -417,3 +417,26 @@ def test_a_pod_of_version_0_1_keeps_the_name_of_its_secret() -> None:
     plan = replace(PLAN, existing_secret=PLAN.name)
     assert manifest.secret(plan, SETTINGS, "uid")["metadata"]["name"] == PLAN.name
     assert secret_of_older_agent({"metadata": {"name": "x"}}) == ""
+
+
+def test_the_template_of_a_class_is_merged_after_that_of_all_pods() -> None:
+    gpu = {
+        "spec": {
+            "nodeSelector": {"gpu": "yes"},
+            "containers": [{"name": "action", "resources": {"limits": {"g": "1"}}}],
+        }
+    }
+    environment = {
+        "pod_template": {"spec": {"nodeSelector": {"disk": "ssd", "gpu": "no"}}},
+        "classes": {"gpu": {"pod_template": gpu, "profile": "restricted"}},
+    }
+    settings = Settings.model_validate({"environment": environment})
+    plan = replace(PLAN, action=replace(ACTION, environment_class="gpu"))
+    pod = manifest.pod(plan, settings_of_class(settings, "gpu"))
+    assert pod["spec"]["nodeSelector"] == {"disk": "ssd", "gpu": "yes"}
+    assert containers(pod)["action"]["resources"]["limits"]["g"] == "1"
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert pod["metadata"]["labels"]["sealci.dev/class"] == "gpu"
+    without = manifest.pod(PLAN, settings)
+    assert without["spec"]["nodeSelector"] == {"disk": "ssd", "gpu": "no"}
+    assert "sealci.dev/class" not in without["metadata"]["labels"]

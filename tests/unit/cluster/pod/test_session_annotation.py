@@ -17,6 +17,7 @@ ACTION = Action(
     name="build",
     secrets={"TOKEN": "value-of-the-secret"},
     artifacts=ArtifactRules(("dist/**",), ("*.tmp",), When.ALWAYS),
+    environment_class="gpu",
 )
 
 
@@ -34,6 +35,7 @@ def test_an_adopting_agent_reads_what_the_first_agent_wrote() -> None:
     assert (len(action.commands), action.timeout, action.name) == (2, 90.0, "build")
     assert set(action.secrets) == {"TOKEN"}
     assert action.artifacts == ACTION.artifacts
+    assert action.environment_class == "gpu"
 
 
 def test_the_annotation_of_an_older_release_is_read() -> None:
@@ -41,6 +43,7 @@ def test_the_annotation_of_an_older_release_is_read() -> None:
     session = json.loads(session_annotation.write(ACTION, "nonce1234", 90.0, 77))
     del session["log_key"]
     session["commands"] = session.pop("command_count")
+    del session["class"]
     older = pod(json.dumps(session))
     action, nonce = session_annotation.read(older)
     assert (nonce, len(action.commands), session_annotation.log_key_of(older)) == ("nonce1234", 2, 0)

@@ -129,6 +129,7 @@ def test_the_order_is_that_of_a_cold_pod_with_the_values_of_the_secrets() -> Non
     ("change", "why"),
     [
         ({}, ""),
+        ({"environment_class": "large"}, "cold_class"),
         ({"repository": Repository("https://example.org/r.git")}, "cold_repository"),
         ({"env": {"UID": "1"}}, "cold_variable"),
         ({"secrets": {"PPID": "1"}}, "cold_variable"),
