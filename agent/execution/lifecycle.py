@@ -92,6 +92,8 @@ async def take_over(session: Session, environment: Environment, *, resume: Resum
     """
     begun = await session.run_until_stopped(environment.take_over(resume))
     if not begun:
+        if resume.cancel is not None:
+            session.cancel(resume.cancel)
         await session.run_until_stopped(begin_again(session, environment, resume))
     session.progress.environment_created()
     if resume.cancel is not None:

@@ -670,3 +670,15 @@ async def test_an_adopted_action_that_has_not_begun_begins_only_if_the_scheduler
     assert (environment.action.key, environment.action.traceparent) == (key, "trace")
     assert environment.action.commands == ("one", "two")
     assert rig.sink["a"].log.startswith(b"the former agent was lost before the first command")
+
+
+async def test_an_adopted_action_that_has_not_begun_and_is_cancelled_never_begins(rig: Rig) -> None:
+    rig.backend.script = lambda _: Script(begun=False)
+    key = Key("a", 1, 2)
+    async with rig.open() as sessions:
+        environment = rig.backend.environment(Action(key, "", ("", "")))
+        rig.backend.alive.add(environment.name)
+        assert sessions.adopt(environment.action, environment)
+        sessions.resume(Resume(key, seq=2, stage=SETUP, action=action(), cancel=Cancel()))
+    assert rig.sink["a"].outcome.result is Result.CANCELLED
+    assert "create" not in environment.steps
