@@ -94,6 +94,8 @@ async def take_over(session: Session, environment: Environment, *, resume: Resum
     if not begun:
         if resume.cancel is not None:
             session.cancel(resume.cancel)
+        if session.stop_request is not None:
+            raise Interrupted(session.stop_request)
         await session.run_until_stopped(begin_again(session, environment, resume))
     session.progress.environment_created()
     if resume.cancel is not None:

@@ -47,7 +47,8 @@ def test_actions_of_every_shell_begin_in_warm_pods_that_fit_and_in_no_others(own
     until_idle(agent, len(SHELLS))
     commands = ["sleep 0.5; echo alive; sleep 100"]
     slow = own_lab.run({"slow": {"image": BUSYBOX, "commands": commands, "timeout": "2s"}})["slow"]
-    assert (slow.outcome[1], slow.text, is_warm(own_lab, slow)) == ("DEADLINE_EXCEEDED", "alive\n", True)
+    assert slow.text.startswith("alive\n")
+    assert (slow.outcome[1], is_warm(own_lab, slow)) == ("DEADLINE_EXCEEDED", True)
 
 
 def test_a_full_quota_takes_the_warm_pods_and_the_profile_restricted_has_warm_pods_too(tmp_path: Path) -> None:
