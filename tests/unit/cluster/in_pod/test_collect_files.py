@@ -5,6 +5,7 @@ The tests run the collector's packed code in a separate Python process, on real 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import signal
@@ -242,8 +243,13 @@ def test_a_closed_pipe_ends_the_collector(place: Place) -> None:
 
 
 def test_a_collector_whose_output_is_not_read_ends_itself(place: Place) -> None:
-    globs = tuple(f"{index:0>100}" for index in range(1000))
+    """The collector reports more globs without a file than the smallest pipe can hold."""
+    globs = tuple(f"{index:0>100}" for index in range(100))
     seconds = 1 - collect_files.ALARM_SECONDS
     command = place.command(ArtifactRules(globs), ArchiveLimits(9, 9, 9, seconds))
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1)
+    with subprocess.Popen(command, stdout=write) as process:
         assert process.wait(30) == -signal.SIGALRM
+    os.close(read)
+    os.close(write)
