@@ -36,9 +36,11 @@ def test_many_actions_with_services_leave_nothing(own_lab: Lab, count: int, slot
     first = own_lab.agent(agent={"slots": slots}, **SETTINGS)
     submission = own_lab.start({f"a{number}": ACTION for number in range(count)})
     until(lambda: len(own_lab.observer.ended) >= count // 4, "a quarter of the actions has not ended", 900)
-    second = own_lab.agent(agent={"slots": slots}, **SETTINGS)
     first.kill()
+    second = own_lab.agent(agent={"slots": slots}, **SETTINGS)
     reports = submission.wait(1200)
     assert {(each.outcome, each.text.count("hello\n")) for each in reports.values()} == {(("succeeded", None, 0), 1)}
-    print(f"\n  {count} actions, {second.log.count('adopted a session')} of them adopted")
+    adopted = second.log.count("adopted a session")
+    print(f"\n  {count} actions, {adopted} of them adopted")
+    assert adopted
     # `Lab.close` checks that no pod and no Secret is left.
