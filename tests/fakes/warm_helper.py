@@ -57,6 +57,8 @@ class WarmHelper:
 
     async def converse(self, request: web.Request) -> web.WebSocketResponse:
         socket = await accept(request)
+        # A node sends an empty frame of standard output at the start of an exec.
+        await socket.send_bytes(b"\x01")
         buffer, wanted = b"", 0
         with suppress(ConnectionError):
             async for message in socket:

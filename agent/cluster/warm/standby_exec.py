@@ -45,11 +45,15 @@ class StandbyExec:
             try:
                 stream = await self.stack.enter_async_context(self.open_exec())
                 self.stream = stream
-                # The helper sends nothing before it gets an order. This wait also answers pings and sees a dead peer.
-                await anext(stream)
-                log.warning("the helper of a warm pod sent an answer without an order", pod=self.pod)
-            except (ClusterError, StopAsyncIteration) as error:
-                log.info("the standby exec of a warm pod ended", pod=self.pod, error=str(error))
+                # The helper sends nothing before it gets an order. The node sends an empty frame at the start. This loop
+                # also answers pings and sees a dead peer.
+                async for data in stream:
+                    if data:
+                        break
+                why = "it ended, or its helper sent an answer without an order"
+            except ClusterError as error:
+                why = error.message
+            log.info("the standby exec of a warm pod is opened again", pod=self.pod, error=why)
             self.stream = None
             await self.close_stream()
             await asyncio.sleep(REOPEN_SECONDS)
