@@ -45,8 +45,8 @@ class StandbyExec:
             try:
                 stream = await self.stack.enter_async_context(self.open_exec())
                 self.stream = stream
-                # The helper sends nothing before it gets an order. The node sends an empty frame at the start. This loop
-                # also answers pings and sees a dead peer.
+                # The helper sends nothing before it gets an order. The node sends an empty frame at the start. This
+                # loop also answers pings and sees a dead peer.
                 async for data in stream:
                     if data:
                         break
