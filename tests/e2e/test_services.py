@@ -246,8 +246,9 @@ def test_a_service_that_ignores_term_is_killed_after_a_second(reports: dict[str,
     until(lambda: uid in lab.observer.gone, "the pod is not gone")
     graces = {pod["metadata"].get("deletionGracePeriodSeconds") for pod in lab.observer.pods(deaf)}
     assert graces - {None, 0} == {1}, "the pod was deleted with another grace period than 1 s"
-    seconds = lab.observer.gone[uid] - lab.observer.ended[uid]
-    print(f"\n  the pod was gone {seconds:.1f} s after the end of its commands, although the service ignores TERM")
+    since_end, since_delete = (lab.observer.gone[uid] - at[uid] for at in (lab.observer.ended, lab.observer.deleting))
+    print(f"\n  a pod whose service ignores TERM was gone {since_delete:.1f} s after the request to delete it, and")
+    print(f"  {since_end:.1f} s after the end of its commands")
 
 
 def test_another_agent_goes_on_while_services_start_and_while_the_commands_run(own_lab: Lab) -> None:
@@ -323,18 +324,21 @@ def test_services_cost_no_request_with_ports_and_one_with_a_health_command(own_l
     """The API server counts the requests of all agents, so no other agent may run."""
     # Nudges would add requests of their own.
     agent = own_lab.agent(environment={"nudge_kubelet": False})
-    # After a failure, the agent reads the log of each service.
-    plain = {"none": action("true"), "ports": action(ask("a", 1), a=server(1), b=server(2))}
-    failure = {"failure": action("false", a=server(1), b=server(2))}
+    plain = {
+        "none": action("true"),
+        "ports": action(ask("a", 1), a=server(1), b=server(2)),
+        "failure": action("false", a=server(1), b=server(2)),
+    }
     released = {
         "health": action("true", a=server(1), b=shell("sleep 60", health={"command": ["true"]})),
         "neither": action("true", b=shell("sleep 60")),
     }
-    for asked, more in ((plain, {}), (failure, {"log": 3}), (released, {"exec": 2})):
+    # After a failure, the agent reads the log of each service.
+    for asked, logs, more in ((plain, 2, {}), (released, 0, {"exec": 2})):
         own, at_server = requests_of(agent), requests_at_the_server()
         own_lab.run(asked)
         until(lambda: "slots_used 0.0" in agent.get("/metrics")[1], "a slot is in use")
-        expected = {"create pods": len(asked), "log": len(asked)} | more
+        expected = {"create pods": len(asked), "log": len(asked) + logs} | more
         assert added(requests_of(agent), own) == expected | {"delete pods": len(asked)}
         # The API server counts an exec or a log when its connection has ended.
         until(lambda: added(requests_at_the_server(), at_server) == expected, f"{expected} {at_server}", 5)  # noqa: B023
