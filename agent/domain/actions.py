@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from agent.domain.artifacts import Input
+
 
 class When(Enum):
     """After which results of the commands the agent copies artifacts. The values are the words of the pipeline file."""
@@ -95,6 +97,7 @@ class Action:
     `timeout` is the limit of the commands in seconds, None for the policy's default. `secrets` holds values, so `repr`
     leaves it out. `traceparent` is the W3C trace context of the scheduler, "" for none.
     `pipefail`: whether a failure inside a pipe fails the command, None for the agent's setting.
+    `inputs`: the agent copies these files of other actions into the workspace before the first command.
     """
 
     key: Key
@@ -109,6 +112,7 @@ class Action:
     artifacts: ArtifactRules = ArtifactRules()
     traceparent: str = ""
     pipefail: bool | None = None
+    inputs: tuple[Input, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent.domain.actions import Cancel, Key
+    from agent.domain.artifacts import Input
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class Resume:
 
     `seq` is the number of the last stored event. `cursor` is the last stored cursor. `stage` is the last stored stage,
     None for none. `command` is the last command whose start is stored, 0 for none. `cancel` is a stop request that the
-    session has to follow. `secrets` is set only for adopted sessions, because an agent cannot read Secrets.
+    session has to follow. `secrets` is set only for adopted sessions, because an agent cannot read Secrets. `inputs` is
+    set only for adopted sessions whose commands may not have begun.
     """
 
     key: Key
@@ -44,6 +46,7 @@ class Resume:
     command: int = 0
     cancel: Cancel | None = None
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    inputs: tuple[Input, ...] = ()
 
 
 class Readiness(Enum):

@@ -43,9 +43,10 @@ class SessionProgress:
     """The progress of one session, owned by its `Session`.
 
     `outcome` and `commands_end` are set once and never change. `command` is the number of the last command that
-    started. `log_start` is the cursor at which this agent begins to read the log. `stored_seq` is the number of the
-    last event that the scheduler had stored at that time, 0 for a new session. Acknowledgements do not change
-    `stored_seq`. Both are set again when the session is adopted, and when the scheduler has lost its state
+    started. `inputs_copied`: this agent has copied the files of other actions into the environment. `log_start` is the
+    cursor at which this agent begins to read the log. `stored_seq` is the number of the last event that the scheduler
+    had stored at that time, 0 for a new session. Acknowledgements do not change `stored_seq`. Both are set again when
+    the session is adopted, and when the scheduler has lost its state
     (`reset_requested`).
     """
 
@@ -57,6 +58,7 @@ class SessionProgress:
         self.log_start = Cursor()
         self.stored_seq = 0
         self.seconds_already_run = 0.0
+        self.inputs_copied = False
         self.resume_point: asyncio.Future[Resume] | None = None
         if adopted:
             self.resume_point = asyncio.get_running_loop().create_future()

@@ -223,7 +223,7 @@ class Dispatcher:
             if stream.closed or not assigned:
                 return
             record.sent_to_agent = True
-            stream.send_action(translate.action_message(record.plan.action(current.key, record.run.secrets)))
+            stream.send_action(record)
             if current.cancel is not None:
                 self.send_cancel(record)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent.local_scheduler.action_state import ActionState
+    from agent.local_scheduler.inputs import InputReader, SelectedInput
     from agent.local_scheduler.storage.changes import StoredPipeline
     from agent.local_scheduler.storage.uploads import Upload
     from agent.pipeline.events import FileStored
@@ -29,7 +30,8 @@ class ActionRecord:
     `agent_id` is the connected agent that has the action now, "" when none has. `sent_to_agent`: an agent may have
     received the attempt. `stored_seq` is the last event number that may be acknowledged. `grace_timer` runs while the
     action waits for its lost agent. `upload` is the copy of files that runs now, and `upload_lock` makes a second
-    upload wait for the first.
+    upload wait for the first. `inputs` are the files of other actions, None until they are selected. `download` is the
+    call that sends inputs now.
     """
 
     plan: PipelineAction
@@ -42,6 +44,8 @@ class ActionRecord:
     files: list[FileStored] = field(default_factory=list)
     upload: Upload | None = None
     upload_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    inputs: tuple[SelectedInput, ...] | None = None
+    download: InputReader | None = None
 
     @property
     def action_id(self) -> str:

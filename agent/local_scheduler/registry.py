@@ -18,6 +18,7 @@ import structlog
 from agent.domain.errors import AgentError, Reason, Stage
 from agent.domain.outcome import Outcome, Result
 from agent.local_scheduler.action_state import ActionState, ActionStatus
+from agent.local_scheduler.inputs import InputsUnusable, inputs_of
 from agent.local_scheduler.records import ActionRecord, PipelineRun
 from agent.local_scheduler.storage.changes import ActionFiles, Change, StoredPipeline
 from agent.local_scheduler.storage.secret_files import SecretFiles
@@ -46,7 +47,7 @@ class PipelineUnknown(AgentError):
 
 
 class StaleAttempt(AgentError):
-    """An agent uploads files of an attempt that is over or that another agent has claimed."""
+    """An agent transfers files of an attempt that is over or that another agent has claimed."""
 
 
 class PipelineIdInvalid(AgentError):
@@ -190,13 +191,19 @@ class PipelineRegistry:
                 yield from (record for record in run.records.values() if record.state.status is not ActionStatus.ENDED)
 
     def ready_records(self) -> Iterator[ActionRecord]:
-        """Yield the waiting actions whose needs have all succeeded."""
+        """Yield the waiting actions whose needs have all succeeded. End those whose inputs are missing."""
         for record in self.open_records():
             needed = (record.run.records[need].state.outcome for need in record.plan.needs)
             if record.state.status is ActionStatus.WAITING and all(
                 outcome is not None and outcome.result is Result.SUCCEEDED for outcome in needed
             ):
-                yield record
+                try:
+                    inputs_of(record)
+                except InputsUnusable as error:
+                    outcome = Outcome(Result.FAILED, Stage.ADMISSION, error.reason, message=str(error))
+                    self.end_action(record, outcome)
+                else:
+                    yield record
 
     def event(self, run: PipelineRun, body: EventBody, record: ActionRecord | None = None) -> PipelineEvent:
         """Build the next event of a pipeline. If `record` is given, the event is about this action."""
@@ -273,8 +280,8 @@ class PipelineRegistry:
 
     # ---- methods for the files of actions
 
-    def record_for_upload(self, key: Key) -> ActionRecord:
-        """Return the action whose files an agent uploads.
+    def record_for_transfer(self, key: Key) -> ActionRecord:
+        """Return the action for which an agent uploads artifacts or downloads inputs.
 
         Raises:
             StaleAttempt: the attempt is over, or another agent has claimed it.
@@ -287,9 +294,9 @@ class PipelineRegistry:
         return record
 
     def transfers(self, run_id: str) -> dict[str, Transfer]:
-        """Return the progress of the uploads that run now, by action name."""
-        records = self.get(run_id).records.values()
-        return {record.plan.name: record.upload.transfer() for record in records if record.upload is not None}
+        """Return the progress of the uploads and downloads that run now, by action name."""
+        running = ((record.plan.name, record.upload or record.download) for record in self.get(run_id).records.values())
+        return {name: each.transfer() for name, each in running if each is not None}
 
     async def store_files(self, record: ActionRecord, files: Sequence[FileStored]) -> None:
         """Store the list of an action's files, and return when the list is stored.

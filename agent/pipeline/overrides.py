@@ -26,7 +26,8 @@ def select_actions(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
     """Return the pipeline with only the named actions. Their needs outside the selection are dropped.
 
     Raises:
-        OptionError: the pipeline has no action with one of these names.
+        OptionError: the pipeline has no action with one of these names, or an action takes files of an action outside
+            the selection.
     """
     known = [each.name for each in pipeline.actions]
     for name in names:
@@ -34,12 +35,20 @@ def select_actions(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
             raise OptionError(
                 f"--only: there is no action {name!r}{suggestion(name, known)}; there are: {', '.join(known)}"
             )
-    chosen = tuple(
-        replace(each, needs=tuple(need for need in each.needs if need in names))
-        for each in pipeline.actions
-        if each.name in names
-    )
+    chosen = tuple(select_needs(each, names) for each in pipeline.actions if each.name in names)
     return replace(pipeline, actions=chosen)
+
+
+def select_needs(action: PipelineAction, names: Sequence[str]) -> PipelineAction:
+    """Return the action without needs and optional inputs outside a selection of actions."""
+    for rule in action.inputs:
+        if rule.source not in names and not rule.optional:
+            raise OptionError(f"--only: {action.name} takes files of {rule.source}; name {rule.source} too")
+    return replace(
+        action,
+        needs=tuple(need for need in action.needs if need in names),
+        inputs=tuple(rule for rule in action.inputs if rule.source in names),
+    )
 
 
 def with_env(pipeline: Pipeline, values: Mapping[str, str]) -> Pipeline:

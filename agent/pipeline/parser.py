@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
-from agent.domain.actions import Action, ArtifactRules, Repository, Resources
+from agent.domain.actions import Action, ArtifactRules, Repository, Resources, When
 from agent.pipeline.action_keys import (
     read_artifacts,
     read_commands,
@@ -32,6 +32,7 @@ from agent.pipeline.action_keys import (
     read_timeout,
 )
 from agent.pipeline.file_errors import PipelineFileError, Problem
+from agent.pipeline.inputs import InputRule, read_inputs
 from agent.pipeline.yaml_document import MAX_SIZE, Value, read_document, suggestion
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.domain.actions import Key
+    from agent.domain.artifacts import Input
 
 Result = TypeVar("Result")
 
@@ -56,7 +58,10 @@ ACTION_KEYS = (
     "artifacts",
     "shell",
     "needs",
+    "inputs",
 )
+# Keys of an action that name other actions. A file with a single action has none of them.
+BETWEEN_ACTIONS = ("needs", "inputs")
 # Maximum number of actions in one file.
 MAX_ACTIONS = 1000
 
@@ -65,7 +70,8 @@ MAX_ACTIONS = 1000
 class PipelineAction:
     """One action of a pipeline file. `secrets` holds names. `timeout` is in seconds, None: the policy's default.
 
-    `needs` holds the names of the actions that must succeed before this action starts.
+    `needs` holds the names of the actions that must succeed before this action starts. The actions of `inputs` are in
+    `needs`.
     """
 
     name: str
@@ -79,9 +85,13 @@ class PipelineAction:
     artifacts: ArtifactRules = field(default_factory=ArtifactRules)
     pipefail: bool | None = None
     needs: tuple[str, ...] = ()
+    inputs: tuple[InputRule, ...] = ()
 
-    def action(self, key: Key, secrets: Mapping[str, str]) -> Action:
-        """Return the action that is sent to an agent. `secrets` may hold more values than this action names."""
+    def action(self, key: Key, secrets: Mapping[str, str], inputs: tuple[Input, ...] = ()) -> Action:
+        """Return the action that is sent to an agent. `secrets` may hold more values than this action names.
+
+        `inputs` are the files that the rules of this action select.
+        """
         return Action(
             key=key,
             image=self.image,
@@ -94,6 +104,7 @@ class PipelineAction:
             timeout=self.timeout,
             artifacts=self.artifacts,
             pipefail=self.pipefail,
+            inputs=inputs,
         )
 
 
@@ -151,7 +162,7 @@ def read_actions(root: Value) -> tuple[str, tuple[PipelineAction, ...]]:
     """Return the name and the actions of a pipeline. Problems are noted in the document of `root`."""
     if root.is_mapping and "configuration" in root.mapping("a mapping"):
         action_name = "action"
-        keys = root.mapping("a mapping", ("name", *(key for key in ACTION_KEYS if key != "needs")))
+        keys = root.mapping("a mapping", ("name", *(key for key in ACTION_KEYS if key not in BETWEEN_ACTIONS)))
         if "name" in keys:
             action_name = keys.pop("name").attempt(read_action_name, action_name)
         return action_name, (read_action(action_name, root, keys),)
@@ -172,6 +183,12 @@ def read_actions(root: Value) -> tuple[str, tuple[PipelineAction, ...]]:
         with root.document.collect():
             actions.append(read_action(action_name, value, value.mapping("an action, a mapping", ACTION_KEYS)))
     check_needs(entries, actions)
+    check_inputs(entries, actions)
+    actions = [replace(each, needs=all_needs(each)) for each in actions]
+    if circle := find_circle(actions):
+        keys = entries[circle[0]].mapping("an action")
+        where = keys["needs"] if "needs" in keys else keys["inputs"]
+        where.refuse(f"the needs form a circle: {' -> '.join(circle)}")
     return name, tuple(actions)
 
 
@@ -217,6 +234,7 @@ def read_action(name: str, value: Value, keys: Mapping[str, Value]) -> PipelineA
         artifacts=optional(keys, "artifacts", read_artifacts, ArtifactRules()),
         pipefail=optional(keys, "shell", read_pipefail, None),
         needs=optional(keys, "needs", read_needs, ()),
+        inputs=optional(keys, "inputs", read_inputs, ()),
     )
 
 
@@ -233,7 +251,7 @@ def read_needs(value: Value) -> tuple[str, ...]:
 
 
 def check_needs(values: Mapping[str, Value], actions: Sequence[PipelineAction]) -> None:
-    """Refuse needs that name no action, that repeat a name, or that form a circle."""
+    """Refuse needs that name no action or that repeat a name."""
     names = list(values)
     for action in (each for each in actions if each.needs):
         items = values[action.name].mapping("an action")["needs"].items("a list")
@@ -243,9 +261,26 @@ def check_needs(values: Mapping[str, Value], actions: Sequence[PipelineAction]) 
                     item.refuse(f"there is no action {name!r}{suggestion(name, names)}; there are: {', '.join(names)}")
                 if action.needs.count(name) > 1:
                     item.refuse(f"{name} is listed twice")
-    if circle := find_circle(actions):
-        where = values[circle[0]].mapping("an action")["needs"]
-        where.refuse(f"the needs form a circle: {' -> '.join(circle)}")
+
+
+def check_inputs(values: Mapping[str, Value], actions: Sequence[PipelineAction]) -> None:
+    """Refuse inputs from an action that does not exist, or that keeps no files after a success."""
+    plans = {action.name: action for action in actions}
+    for action in (each for each in actions if each.inputs):
+        items = values[action.name].mapping("an action")["inputs"].items("a list")
+        for item, rule in zip(items, action.inputs, strict=True):
+            with item.document.collect():
+                name, where = rule.source, item.mapping("a mapping")["from"]
+                if name not in values:
+                    names = list(values)
+                    where.refuse(f"there is no action {name!r}{suggestion(name, names)}; there are: {', '.join(names)}")
+                if name in plans and plans[name].artifacts.when in (When.NEVER, When.FAILURE):
+                    where.refuse(f"{name} keeps no files when it succeeds: change its `artifacts`")
+
+
+def all_needs(action: PipelineAction) -> tuple[str, ...]:
+    """Return the needs of an action, with the actions of its inputs."""
+    return tuple(dict.fromkeys((*action.needs, *(rule.source for rule in action.inputs))))
 
 
 def find_circle(actions: Sequence[PipelineAction]) -> list[str]:

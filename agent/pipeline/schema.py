@@ -10,9 +10,11 @@ import json
 from typing import Any
 
 from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS, When
+from agent.domain.artifacts import MAX_INPUTS
 from agent.domain.quantities import DURATION, QUANTITY
 from agent.pipeline.action_keys import ARTIFACT_KEYS, REPO_KEYS, RESOURCE_KEYS, SHELL_KEYS, VARIABLE
-from agent.pipeline.parser import ACTION_KEYS, MAX_ACTIONS, NAME, PIPELINE_KEYS
+from agent.pipeline.inputs import INPUT_KEYS
+from agent.pipeline.parser import ACTION_KEYS, BETWEEN_ACTIONS, MAX_ACTIONS, NAME, PIPELINE_KEYS
 
 Schema = dict[str, Any]
 
@@ -48,6 +50,10 @@ DESCRIPTIONS = {
     "shell": "Options of the shell.",
     "pipefail": "Whether a failure inside a pipe fails the command.",
     "needs": "Actions that must succeed before this action starts.",
+    "inputs": "Artifacts of other actions that are copied into the workspace before the first command.",
+    "from": "The action whose artifacts are copied. It must succeed before this action starts.",
+    "to": "A folder of the workspace. Default: the files keep their paths.",
+    "optional": "Start the action even if no artifact matches. Default: false.",
 }
 
 
@@ -86,6 +92,12 @@ def action_values() -> dict[str, Schema]:
         "lfs": BOOLEAN,
         "credentials": TEXT,
     }
+    files: dict[str, Schema] = {
+        "from": {"type": ["string", "number"]},
+        "paths": globs | {"description": "Globs of the artifacts to copy. Default: all."},
+        "to": TEXT,
+        "optional": BOOLEAN,
+    }
     rules = {"paths": globs, "exclude": globs, "when": {"enum": [each.value for each in When]}}
     return {
         "configuration": mapping(("container",), {"container": TEXT}, required=("container",)),
@@ -98,6 +110,7 @@ def action_values() -> dict[str, Schema]:
         "artifacts": {"anyOf": [{"const": "none"}, mapping(ARTIFACT_KEYS, rules)]},
         "shell": mapping(SHELL_KEYS, {"pipefail": BOOLEAN}),
         "needs": texts({"type": ["string", "number"]}) | {"uniqueItems": True},
+        "inputs": texts(mapping(INPUT_KEYS, files, required=("from",)), maxItems=MAX_INPUTS),
     }
 
 
@@ -106,7 +119,7 @@ def schema() -> Schema:
     values = action_values()
     required = ("configuration", "commands")
     name: Schema = {"type": ["string", "number", "boolean"]}
-    single = {key: value for key, value in values.items() if key != "needs"} | {"name": name}
+    single = {key: value for key, value in values.items() if key not in BETWEEN_ACTIONS} | {"name": name}
     actions: Schema = {
         "type": "object",
         "minProperties": 1,

@@ -110,10 +110,10 @@ def order_variables(plan: Plan, settings: Settings) -> list[Object]:
         secrets=secrets,
         workspace=settings.environment.workspace,
         pipefail=command_module.pipefail_mode(plan.action.pipefail, settings.environment.pipefail),
-        # Only the default set of artifacts is a comparison with the snapshot.
-        snapshot=plan.wants_files and not plan.action.artifacts.paths,
-        change_owner=plan.action.repository is not None,
-        start=not plan.upload_tree,
+        snapshot=plan.wants_snapshot,
+        change_owner=plan.action.repository is not None or bool(plan.action.inputs),
+        # An errand fills the workspace and then starts the commands.
+        start=not plan.upload_tree and not plan.action.inputs,
         log_limit=settings.logs.max_total,
         log_key=plan.log_key,
         seconds=helper_seconds(plan, settings),
@@ -127,7 +127,7 @@ def order_variables(plan: Plan, settings: Settings) -> list[Object]:
 
 def helper_seconds(plan: Plan, settings: Settings) -> float:
     """Return the seconds after which container `helper` ends by itself, in case no agent deletes the pod."""
-    copying = 2 * settings.artifacts.timeout if plan.wants_files else 0
+    copying = 2 * settings.artifacts.timeout * (plan.wants_files + bool(plan.action.inputs))
     return math.ceil(plan.timeout + settings.policy.pull_timeout + copying + ADOPTION_SECONDS)
 
 

@@ -78,6 +78,11 @@ class Plan:
         """Whether the agent may copy files of the workspace after the commands."""
         return self.action.artifacts.when is not When.NEVER
 
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether the artifacts are what differs from the snapshot of the workspace, which the action does not name."""
+        return self.wants_files and not self.action.artifacts.paths
+
 
 def pod(plan: Plan, settings: Settings) -> Object:
     """Return the manifest of the pod of an attempt."""
@@ -149,6 +154,7 @@ def deadline(plan: Plan, settings: Settings) -> int:
         + settings.environment.grace
         # Before the agent copies the files, it waits for its turn to copy. The wait lasts at most as long as the copy.
         + (2 * settings.artifacts.timeout if plan.wants_files else 0)
+        + (2 * settings.artifacts.timeout if plan.action.inputs else 0)
         + ADOPTION_SECONDS
     )
 

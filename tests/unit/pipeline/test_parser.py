@@ -105,12 +105,12 @@ WRONG = [
     (
         A + "    image: i\n",
         "ci.yaml:5: actions.a.image: there is no such key, write configuration: {container: IMAGE}; allowed: "
-        "configuration, commands, env, secrets, repo, resources, timeout, artifacts, shell, needs",
+        "configuration, commands, env, secrets, repo, resources, timeout, artifacts, shell, needs, inputs",
     ),
     (
         A + "    services: [db]\n",
         "ci.yaml:5: actions.a.services: there is no such key, the agent has nothing like it; allowed: "
-        "configuration, commands, env, secrets, repo, resources, timeout, artifacts, shell, needs",
+        "configuration, commands, env, secrets, repo, resources, timeout, artifacts, shell, needs, inputs",
     ),
     (
         "on: push\n" + A,
@@ -128,7 +128,7 @@ WRONG = [
     (
         A.replace("commands", "command"),
         "ci.yaml:4: actions.a.command: there is no such key, did you mean 'commands'?; allowed: configuration, "
-        "commands, env, secrets, repo, resources, timeout, artifacts, shell, needs",
+        "commands, env, secrets, repo, resources, timeout, artifacts, shell, needs, inputs",
     ),
     (
         A.replace("container: i", "image: i"),
