@@ -15,6 +15,7 @@ from agent.cluster.environment.watch import PodWatch
 from agent.cluster.ownership.adoption import Adoption
 from agent.cluster.ownership.leases import Leases
 from agent.cluster.ownership.orphans import Sweep
+from agent.execution.admission import agent_features
 from agent.execution.registry import SessionRegistry
 from agent.http.server import Http
 from agent.scheduler.stream.connection import Connection, Identity
@@ -43,7 +44,7 @@ def build(
 ) -> App:
     """Return an agent that is ready to run."""
     metrics = client.metrics
-    identity = Identity.of(settings.agent.id, VERSION)
+    identity = Identity.of(settings.agent.id, VERSION, agent_features(settings))
     handlers = Handlers()
     # In the classic protocol, a session ends when its agent ends. No other agent can adopt the session, so the pod
     # becomes an orphan.

@@ -35,6 +35,8 @@ class JsonView(View):
                     self.finish_text(event.action)
                     self.sources[event.action] = source
                 self.write_log(event.action, self.decoder(event.action).decode(data))
+            case events.WaitingForAgent(detail=detail):
+                self.write("waiting", event.action, detail=detail)
             case session_events.StageChanged(stage=stage, detail=detail):
                 self.write("stage", event.action, stage=stage.value, detail=detail)
             case session_events.CommandFinished(index=index, exit_code=code, seconds=seconds):

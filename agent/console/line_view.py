@@ -48,6 +48,8 @@ class LineView(View):
         match event.body:
             case events.Submitted() as submitted:
                 self.set_prefixes(submitted)
+            case events.WaitingForAgent(detail=detail):
+                self.write_notice(name, f"waiting: {detail}")
             case events.Started():
                 self.show_attempt(name, event.attempt)
             case events.LogText() as text:

@@ -221,7 +221,7 @@ def status_line(action: ActionReport, now: float, transfer: Transfer | None) -> 
     if action.outcome is not None:
         return outcome_line(action)
     if not action.attempts:
-        return styled((f"· {action.name}  waiting", "dim"))
+        return styled((f"· {action.name}  waiting{f': {action.detail}' if action.detail else ''}", "dim"))
     frame = SPINNER[int(now * 10) % len(SPINNER)]
     stage = action.stage.value if action.stage else "starting"
     parts: list[str | tuple[str, str] | Text] = [(frame, "cyan"), " ", (action.name, "bold"), "  ", (stage, "cyan")]

@@ -197,6 +197,8 @@ class Report:
     def add_to_action(self, action: ActionReport, event: PipelineEvent) -> None:
         """Update the state of an action with an event about it."""
         match event.body:
+            case events.WaitingForAgent(detail=detail):
+                action.detail = detail
             case events.Started():
                 action.begin_attempt(event.attempt, event.time)
             case session_events.Accepted(environment=environment):

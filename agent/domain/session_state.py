@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from agent.domain.artifacts import Input
 
 
+class Feature(Enum):
+    """A part of the contract that not every agent and not every scheduler has. The values are the contract's words.
+
+    Both sides name their features when an agent registers. A scheduler sends an action that needs a feature only to an
+    agent that has named the feature.
+    """
+
+    SERVICES = "services"
+    INPUTS = "inputs"
+
+
 @dataclass(frozen=True, slots=True)
 class SessionState:
     """A session that the agent reports to the scheduler. The scheduler answers with `Resume` or with a discard.

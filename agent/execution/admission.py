@@ -21,12 +21,13 @@ from agent.domain.references.repository_url import (
     url_matches,
 )
 from agent.domain.references.secret_name import checked_secret_name
+from agent.domain.session_state import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.domain.actions import Action, Resources
-    from agent.settings import PolicySettings
+    from agent.settings import PolicySettings, Settings
 
 # Maximum number of bytes in all commands together. The same number limits all variables together, with their names. The
 # Pod and the Secret must fit into etcd's limit of 1.5 MiB.
@@ -42,6 +43,12 @@ MAX_REF = 1024
 MAX_PROBLEMS = 50
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DIGEST = re.compile(r"[^@]@sha256:[0-9a-f]{64}\Z")
+
+
+def agent_features(settings: Settings) -> tuple[Feature, ...]:
+    """Return the features of the contract that this agent has. A setting can switch a feature off."""
+    del settings
+    return (Feature.INPUTS,)
 
 
 def admit(action: Action, policy: PolicySettings) -> float:

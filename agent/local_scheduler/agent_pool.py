@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from agent.local_scheduler.agent_stream import AgentStream, pod_of
 
 if TYPE_CHECKING:
+    from agent.domain.session_state import Feature
     from agent.local_scheduler.records import ActionRecord
 
 
@@ -40,10 +41,23 @@ class AgentPool:
         for stream in self.streams.values():
             stream.close()
 
-    def least_loaded(self) -> AgentStream | None:
-        """Return the stream of the agent with the largest share of free slots, None when no agent has a free slot."""
-        free = [stream for stream in self.streams.values() if stream.free_slots > 0]
+    def least_loaded(self, features: frozenset[Feature] = frozenset()) -> AgentStream | None:
+        """Return the stream of the agent with the largest share of free slots, among the agents with these features.
+
+        Return None when no such agent has a free slot.
+        """
+        free = [each for each in self.streams.values() if each.free_slots > 0 and features <= each.features]
         return max(free, key=lambda stream: stream.free_slots / stream.slots, default=None)
+
+    def missing_features(self, features: frozenset[Feature]) -> frozenset[Feature]:
+        """Return those of the features that stand between an action and every agent. Empty if an agent has them all.
+
+        If no single agent has all features, but each feature has an agent, all features are returned.
+        """
+        offers = [each.features for each in self.streams.values() if not each.closed]
+        if any(features <= offer for offer in offers):
+            return frozenset()
+        return features.difference(*offers) or features
 
     def stream_of(self, record: ActionRecord) -> AgentStream | None:
         """Return the stream of the agent that has an action, None when no connected agent has it."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from agent.domain.actions import Key
-    from agent.domain.session_state import Health
+    from agent.domain.session_state import Feature, Health
     from agent.local_scheduler.records import ActionRecord
 
 
@@ -38,13 +38,15 @@ class OutOfOrder(AgentError):
 class AgentStream:
     """One gRPC stream of one agent. `agent_id` is "<pod>.<nonce>". Each start of the agent's process has a new nonce.
 
-    `sessions` holds the ids of the actions that the agent has. `AgentPool` changes `sessions`.
+    `sessions` holds the ids of the actions that the agent has. `AgentPool` changes `sessions`. `features` are those
+    that the agent has named in its registration.
     """
 
-    def __init__(self, agent_id: str, slots: int) -> None:
+    def __init__(self, agent_id: str, slots: int, features: frozenset[Feature] = frozenset()) -> None:
         self.agent_id = agent_id
         self.pod = pod_of(agent_id)
         self.slots = slots
+        self.features = features
         self.health: Health | None = None
         self.sessions: set[str] = set()
         self.sent_since_health = 0

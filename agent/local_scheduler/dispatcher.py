@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.domain.actions import Cancel
 from agent.domain.errors import Reason, Rejection, Stage
 from agent.domain.events import Rejected
 from agent.domain.outcome import Outcome, Result
@@ -24,10 +23,9 @@ from agent.domain.session_state import Readiness, SessionState
 from agent.local_scheduler.action_state import ActionStatus, Admission, admission, advance
 from agent.local_scheduler.agent_pool import AgentPool
 from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder, pod_of
+from agent.local_scheduler.assignment import Assignment
 from agent.local_scheduler.unknown_sessions import UnknownSessions
 from agent.pipeline.events import Started
-from agent.protocol import translate
-from agent.protocol.wire import agent_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,6 +52,7 @@ class Dispatcher:
         self.options = options
         self.agents = AgentPool()
         self.unknown_sessions = UnknownSessions(options.resume_grace)
+        self.assignment = Assignment(registry, self.agents, self.unknown_sessions)
         self.agent_ready = asyncio.Event()
         self.stopping = False
 
@@ -198,36 +197,9 @@ class Dispatcher:
             await self.answer_session(stream, session)
 
     def schedule(self) -> None:
-        """Assign waiting actions to agents with free slots, the least loaded agent first."""
-        if self.stopping or self.registry.store.unusable:
-            return
-        for record in list(self.registry.ready_records()):
-            # `submit` is about to continue this action on the agent that already runs it.
-            if record.action_id in self.unknown_sessions.waiting:
-                continue
-            stream = self.agents.least_loaded()
-            if stream is None:
-                return
-            self.assign(record, stream)
-
-    def assign(self, record: ActionRecord, stream: AgentStream) -> None:
-        """Assign an action to an agent, and send the action after the assignment is stored."""
-        self.agents.bind(record, stream)
-        record.sent_to_agent = False
-        stream.sent_since_health += 1
-        state = record.state.assigned_to(stream.agent_id, time.time())
-
-        def send() -> None:
-            current = record.state
-            assigned = record.action_id in stream.sessions and current.status is ActionStatus.RUNNING
-            if stream.closed or not assigned:
-                return
-            record.sent_to_agent = True
-            stream.send_action(record)
-            if current.cancel is not None:
-                self.send_cancel(record)
-
-        self.registry.update(record, state, [Started(stream.agent_id)], then=send)
+        """Assign waiting actions to agents with free slots."""
+        if not self.stopping and not self.registry.store.unusable:
+            self.assignment.run()
 
     def cancel(self, run_id: str, message: str) -> None:
         """Cancel every action of a pipeline. A running action ends when its agent reports the end.
@@ -242,17 +214,7 @@ class Dispatcher:
                 self.registry.end_action(record, outcome)
             elif record.state.status is ActionStatus.RUNNING and record.state.cancel is None:
                 state = replace(record.state, cancel=message)
-                self.registry.update(record, state, then=partial(self.send_cancel, record))
-
-    def send_cancel(self, record: ActionRecord) -> None:
-        """Send a stop request to the agent that has an action, if the action was sent and still runs."""
-        state = record.state
-        stream = self.agents.stream_of(record)
-        if stream is None or not record.sent_to_agent:
-            return
-        if state.status is ActionStatus.RUNNING and state.cancel is not None:
-            message = translate.cancel_message(state.key.attempt_key, Cancel(message=state.cancel))
-            stream.send(wire.SchedulerMessage(cancel=message))
+                self.registry.update(record, state, then=partial(self.assignment.send_cancel, record))
 
     # ---- reports of agents
 

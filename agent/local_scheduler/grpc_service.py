@@ -15,6 +15,7 @@ import structlog
 
 from agent.domain.actions import Key
 from agent.domain.errors import ActionFailed, AgentError
+from agent.domain.session_state import Feature
 from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder
 from agent.local_scheduler.inputs import InputReader, selected_inputs
 from agent.local_scheduler.local_service import FilesNotStored, LocalService, aborts
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PROTOCOL_VERSION = 1
+# The features of the contract that this scheduler has.
+FEATURES = (Feature.INPUTS,)
 # Clients may ping once a second. A message has at most 4 MiB, the default of gRPC.
 OPTIONS = server_options(1.0, ("grpc.max_receive_message_length", 4 << 20))
 
@@ -63,7 +66,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             refused = agent_pb2.Refused(why=agent_pb2.Refused.PROTOCOL_VERSION, message=why)
             yield agent_pb2.SchedulerMessage(refused=refused)
             return
-        stream = AgentStream(register.agent_id, register.slots)
+        stream = AgentStream(register.agent_id, register.slots, translate.features(register.features))
         stream.send(agent_pb2.SchedulerMessage(registered=self.registered_message()))
         reader = asyncio.create_task(self.read(requests, stream, register), name=f"read {register.agent_id}")
         try:
@@ -83,6 +86,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             health_interval=translate.duration(options.health_interval),
             resume_grace=translate.duration(options.resume_grace),
             scheduler="sealci-agent scheduler",
+            features=[each.value for each in FEATURES],
         )
 
     async def read_registration(

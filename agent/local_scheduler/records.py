@@ -31,7 +31,7 @@ class ActionRecord:
     received the attempt. `stored_seq` is the last event number that may be acknowledged. `grace_timer` runs while the
     action waits for its lost agent. `upload` is the copy of files that runs now, and `upload_lock` makes a second
     upload wait for the first. `inputs` are the files of other actions, None until they are selected. `download` is the
-    call that sends inputs now.
+    call that sends inputs now. `waits_for` is the reported reason why the action stays in the queue, "" for none.
     """
 
     plan: PipelineAction
@@ -46,6 +46,7 @@ class ActionRecord:
     upload_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     inputs: tuple[SelectedInput, ...] | None = None
     download: InputReader | None = None
+    waits_for: str = ""
 
     @property
     def action_id(self) -> str:

@@ -190,6 +190,12 @@ class PipelineRegistry:
             if not run.pipeline.ended:
                 yield from (record for record in run.records.values() if record.state.status is not ActionStatus.ENDED)
 
+    @property
+    def needs_features(self) -> bool:
+        """Whether a pipeline that has not ended has an action that needs features."""
+        open_runs = (run for run in self.runs.values() if not run.pipeline.ended)
+        return any(record.plan.features for run in open_runs for record in run.records.values())
+
     def ready_records(self) -> Iterator[ActionRecord]:
         """Yield the waiting actions whose needs have all succeeded. End those whose inputs are missing."""
         for record in self.open_records():

@@ -31,12 +31,14 @@ def encode(event: PipelineEvent) -> wire.PipelineEvent:
     return message
 
 
-def fill(message: wire.PipelineEvent, body: EventBody) -> None:
+def fill(message: wire.PipelineEvent, body: EventBody) -> None:  # noqa: C901 - one case for each kind of event
     """Copy `body` into the field of `message` that belongs to this kind of event."""
     match body:
         case events.Submitted():
             plans = (wire.ActionPlan(name=p.name, needs=p.needs, commands=p.commands) for p in body.actions)
             message.submitted.CopyFrom(wire.Submitted(name=body.name, actions=plans, folder=body.folder))
+        case events.WaitingForAgent():
+            message.waiting.detail = body.detail
         case events.Started():
             message.started.agent = body.agent
         case session_events.Accepted():
@@ -107,12 +109,14 @@ def decode(message: wire.PipelineEvent) -> PipelineEvent | None:
     return events.PipelineEvent(message.pipeline, message.position, message.time, body, message.action, message.attempt)
 
 
-def read(message: wire.PipelineEvent) -> EventBody | None:
+def read(message: wire.PipelineEvent) -> EventBody | None:  # noqa: C901 - one case for each kind of event
     """Return the body of an event, None for an unknown kind."""
     match message.WhichOneof("event"):
         case "submitted":
             plans = (events.ActionPlan(p.name, tuple(p.needs), tuple(p.commands)) for p in message.submitted.actions)
             return events.Submitted(message.submitted.name, tuple(plans), message.submitted.folder)
+        case "waiting":
+            return events.WaitingForAgent(message.waiting.detail)
         case "started":
             return events.Started(message.started.agent)
         case "accepted":

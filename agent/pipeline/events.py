@@ -35,6 +35,13 @@ class Submitted:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingForAgent:
+    """The action stays in the queue. `detail` is what it waits for, for display."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """The scheduler assigned an attempt to an agent. `agent` is the id of the agent."""
 
@@ -78,6 +85,7 @@ class Ended:
 
 EventBody = (
     Submitted
+    | WaitingForAgent
     | Started
     | events.Accepted
     | events.StageChanged

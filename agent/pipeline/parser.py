@@ -20,6 +20,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
 from agent.domain.actions import Action, ArtifactRules, Repository, Resources, When
+from agent.domain.session_state import Feature
 from agent.pipeline.action_keys import (
     read_artifacts,
     read_commands,
@@ -86,6 +87,11 @@ class PipelineAction:
     pipefail: bool | None = None
     needs: tuple[str, ...] = ()
     inputs: tuple[InputRule, ...] = ()
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """The features of the contract that an agent needs to run this action."""
+        return frozenset({Feature.INPUTS} if self.inputs else ())
 
     def action(self, key: Key, secrets: Mapping[str, str], inputs: tuple[Input, ...] = ()) -> Action:
         """Return the action that is sent to an agent. `secrets` may hold more values than this action names.

@@ -95,6 +95,7 @@ class FakeAgent:
         answer: Callable[[FakeAgent, wire.Action], Awaitable[None]] | None = None,
         ready: bool = True,
         protocol: int = 1,
+        features: Sequence[str] = (),
     ) -> None:
         self.address = address
         self.agent_id = f"{pod}.{nonce}"
@@ -104,6 +105,7 @@ class FakeAgent:
         self.answer = answer
         self.ready = ready
         self.protocol = protocol
+        self.features = features
         self.running = 0
         self.seqs: dict[tuple[str, int], int] = {}
         self.received: dict[str, asyncio.Queue[object]] = {}
@@ -126,6 +128,7 @@ class FakeAgent:
             pool="default",
             slots=self.slots,
             sessions=[translate.session_state_message(each) for each in self.sessions],
+            features=self.features,
         )
         # If the stream breaks during this write, the method `read` stores the status of the stream.
         with contextlib.suppress(grpc.aio.AioRpcError):

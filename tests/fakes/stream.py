@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from agent.domain.actions import Action, Cancel, Key
-from agent.domain.session_state import Health, Readiness, Resume
+from agent.domain.session_state import Feature, Health, Readiness, Resume
 from agent.scheduler.stream.connection import Connection, Identity
 from agent.scheduler.stream.health import HealthReporter
 from agent.scheduler.stream.outbox import Outbox
@@ -84,7 +84,7 @@ class Rig:
         self.now = Health(Readiness.READY, slots=3)
         self.health = HealthReporter(lambda: self.now, self.outbox.wake)
         self.handlers = Recorder()
-        self.identity = Identity.of("pod-uid", "1.2.3")
+        self.identity = Identity.of("pod-uid", "1.2.3", (Feature.SERVICES,))
         self.connection = Connection(
             self.settings,
             AgentSection(pool="blue", slots=3, labels={"zone": "a"}),

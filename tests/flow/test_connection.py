@@ -69,6 +69,7 @@ async def test_the_agent_registers_before_it_sends_anything_else(scheduler: Fake
             pool="blue",
             slots=3,
             labels={"zone": "a"},
+            features=["services"],
         )
         assert not agent.connection.registered
         assert peer.health == []

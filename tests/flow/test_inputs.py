@@ -244,7 +244,10 @@ async def fetch(agent: FakeAgent, key: Key, number: int) -> dict[bytes, tuple[in
 
 async def test_the_scheduler_selects_and_sends_the_files_of_a_needed_action(tmp_path: Path) -> None:
     big = os.urandom(600_000)
-    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, features=("inputs",)) as agent,
+    ):
         await scheduler.dispatcher.submit(RUN, parser.parse(PIPELINE, "p.yaml"), {})
         await build(
             agent, (b"dist/\xff\n", b"odd"), (b"dist/big", big), (b"other", b""), (b"run.sh", b"#!"), mode=0o775
@@ -270,7 +273,9 @@ async def test_the_scheduler_selects_and_sends_the_files_of_a_needed_action(tmp_
         # An agent that adopts the session gets the inputs again, until a command has started.
         for claim, command in ((2, 0), (3, 1)):
             adopted = SessionState(Key(key.action_id, 1, claim), adopted=True)
-            async with FakeAgent(scheduler.address, pod=f"adopting{claim}", sessions=[adopted]) as other:
+            async with FakeAgent(
+                scheduler.address, pod=f"adopting{claim}", sessions=[adopted], features=("inputs",)
+            ) as other:
                 resume = await other.take("resume")
                 assert isinstance(resume, wire.Resume)
                 assert len(translate.resume(resume).inputs) == (0 if command else 3)
@@ -297,7 +302,10 @@ def started() -> list[Event]:
 async def test_an_action_without_its_inputs_never_goes_to_an_agent(
     tmp_path: Path, files: list[tuple[bytes, bytes]], reason: Reason | None, message: str
 ) -> None:
-    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, features=("inputs",)) as agent,
+    ):
         await scheduler.dispatcher.submit(RUN, parser.parse(PIPELINE, "p.yaml"), {})
         await build(agent, *files)
         if reason is None:
@@ -312,7 +320,10 @@ async def test_an_action_without_its_inputs_never_goes_to_an_agent(
 
 async def test_two_files_with_one_path_are_refused(tmp_path: Path) -> None:
     text = PIPELINE.replace("paths: [run.sh]", "paths: [other/x], to: wheels")
-    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, features=("inputs",)) as agent,
+    ):
         await scheduler.dispatcher.submit(RUN, parser.parse(text, "p.yaml"), {})
         await build(agent, (b"dist/x", b"1"), (b"other/x", b"2"))
         async with asyncio.timeout(10):
@@ -325,10 +336,16 @@ async def test_two_files_with_one_path_are_refused(tmp_path: Path) -> None:
 
 
 async def test_modes_and_inputs_survive_a_restart_of_the_scheduler(tmp_path: Path) -> None:
-    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, features=("inputs",)) as agent,
+    ):
         await scheduler.dispatcher.submit(RUN, parser.parse(PIPELINE, "p.yaml"), {})
         await build(agent, (b"dist/x", b"1"), (b"run.sh", b"#!"), mode=0o766)
-    async with open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler, FakeAgent(scheduler.address) as agent:
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, features=("inputs",)) as agent,
+    ):
         action = await agent.action()
         assert await fetch(agent, translate.key(action), 3) == {b"run.sh": (0o766, b"#!")}
         with pytest.raises(grpc.aio.AioRpcError):

@@ -309,6 +309,7 @@ class PipelineEvent(_message.Message):
     SUMMARY_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     position: _builtins.int
     """from 1 without gaps"""
@@ -346,6 +347,8 @@ class PipelineEvent(_message.Message):
     def ended(self) -> Global___Ended:
         """the last event"""
 
+    @_builtins.property
+    def waiting(self) -> Global___Waiting: ...
     def __init__(
         self,
         *,
@@ -365,12 +368,13 @@ class PipelineEvent(_message.Message):
         summary: Global___Summary | None = ...,
         finished: Global___Finished | None = ...,
         ended: Global___Ended | None = ...,
+        waiting: Global___Waiting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "command_finished", b"command_finished", "command_started", b"command_started", "ended", b"ended", "event", b"event", "file", b"file", "finished", b"finished", "log", b"log", "stage", b"stage", "started", b"started", "submitted", b"submitted", "summary", b"summary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "command_finished", b"command_finished", "command_started", b"command_started", "ended", b"ended", "event", b"event", "file", b"file", "finished", b"finished", "log", b"log", "stage", b"stage", "started", b"started", "submitted", b"submitted", "summary", b"summary", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "action", b"action", "attempt", b"attempt", "command_finished", b"command_finished", "command_started", b"command_started", "ended", b"ended", "event", b"event", "file", b"file", "finished", b"finished", "log", b"log", "pipeline", b"pipeline", "position", b"position", "stage", b"stage", "started", b"started", "submitted", b"submitted", "summary", b"summary", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "action", b"action", "attempt", b"attempt", "command_finished", b"command_finished", "command_started", b"command_started", "ended", b"ended", "event", b"event", "file", b"file", "finished", b"finished", "log", b"log", "pipeline", b"pipeline", "position", b"position", "stage", b"stage", "started", b"started", "submitted", b"submitted", "summary", b"summary", "time", b"time", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["submitted", "started", "accepted", "stage", "command_started", "command_finished", "log", "file", "summary", "finished", "ended"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["submitted", "started", "accepted", "stage", "command_started", "command_finished", "log", "file", "summary", "finished", "ended", "waiting"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -437,6 +441,28 @@ class ActionPlan(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ActionPlan: _TypeAlias = ActionPlan  # noqa: Y015
+
+@_typing.final
+class Waiting(_message.Message):
+    """The action waits in the queue for an agent that can run it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DETAIL_FIELD_NUMBER: _builtins.int
+    detail: _builtins.str
+    """what the action waits for, for people"""
+    def __init__(
+        self,
+        *,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Waiting: _TypeAlias = Waiting  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):

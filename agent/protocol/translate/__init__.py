@@ -9,7 +9,7 @@ A function with the suffix `_message` returns a protobuf message. The function o
 reads a protobuf message.
 """
 
-from agent.protocol.translate.agents import health, health_message, session_state, session_state_message
+from agent.protocol.translate.agents import features, health, health_message, session_state, session_state_message
 from agent.protocol.translate.events import Numbered, event, event_message
 from agent.protocol.translate.fields import duration, human_text, key, seconds
 from agent.protocol.translate.files import UploadEnd, part, part_message, upload_header_message
@@ -25,6 +25,7 @@ __all__ = [
     "duration",
     "event",
     "event_message",
+    "features",
     "health",
     "health_message",
     "human_text",

@@ -1,10 +1,21 @@
-"""Translation of the agent's state: its sessions, and its health."""
+"""Translation of the agent's state: its features, its sessions, and its health."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from agent.domain import session_state as domain
 from agent.protocol.translate.fields import STATUSES, checked_key, human_text, member
 from agent.protocol.wire import agent_pb2 as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def features(names: Iterable[str]) -> frozenset[domain.Feature]:
+    """Return the features that a registration names. Names of a newer version are left out."""
+    known = {each.value: each for each in domain.Feature}
+    return frozenset(known[name] for name in names if name in known)
 
 
 def session_state_message(value: domain.SessionState) -> wire.SessionState:

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from agent.domain import actions as domain
 from agent.domain import events, log_cursor, outcome, session_state
@@ -17,6 +18,8 @@ from agent.protocol.wire import agent_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from google.protobuf.message import Message
 
 Member = TypeVar("Member", bound=Enum)
 
@@ -58,6 +61,28 @@ def invalid(field: str, found: str, allowed: str) -> NoReturn:
     raise ActionFailed(
         Stage.ADMISSION, Reason.INVALID_CONFIGURATION, f"field {field}: {found} is not allowed; allowed is {allowed}"
     )
+
+
+def refuse_unknown_fields(message: Message, path: str = "") -> None:
+    """Refuse a message that has a field of a newer version, at any depth. The agent must not run a part of an action.
+
+    Raises:
+        ActionFailed: the message has such a field.
+    """
+    # Zero-length unknown groups count too. One field is enough for the error, so the others are not read.
+    if unknown := UnknownFieldSet(message):
+        name = f"{path}number {unknown[0].field_number}"
+        invalid(
+            name,
+            "a field that this version of the agent does not know",
+            "what this version knows; a scheduler "
+            "sends such an action only to an agent whose registration names the feature (Register.features)",
+        )
+    for field, value in message.ListFields():
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue
+        for each in value if field.is_repeated else (value,):
+            refuse_unknown_fields(each, f"{path}{field.name}.")
 
 
 def member(field: str, value: int, table: Mapping[Member, int]) -> Member:

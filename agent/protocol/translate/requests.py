@@ -17,6 +17,7 @@ from agent.protocol.translate.fields import (
     human_text,
     invalid,
     member,
+    refuse_unknown_fields,
     seconds,
 )
 from agent.protocol.wire import agent_pb2 as wire
@@ -34,6 +35,7 @@ def action(message: wire.Action) -> domain.Action:
         ActionFailed: a field is invalid. The message of the error names the field and the allowed values.
     """
     found = checked_key(message)
+    refuse_unknown_fields(message)
     if not message.image.strip():
         invalid("image", "an empty text", "the reference of an image")
     if not message.commands:

@@ -46,9 +46,16 @@ Liveness
   option `http2.min_ping_interval_without_data_ms` must be below 15000. Otherwise gRPC ends the stream with "too many
   pings".
 
+Features
+  A feature is a part of this contract that not every agent and not every scheduler has. Each side names its features
+  when the agent registers. Fields of Action that need a feature have a comment with its name. The scheduler sends an
+  action with such a field only to an agent that has named the feature. Until then the action waits, and the
+  scheduler reports why.
+
 Compatibility
-  Both sides ignore unknown fields and unknown messages of a oneof. `protocol_version` rises only when ignoring them
-  is not enough.
+  Both sides ignore unknown fields and unknown messages of a oneof, with one exception: the agent fails an Action with
+  an unknown field, at any depth, with INVALID_CONFIGURATION. If the agent ignored the field, it would run the action
+  without a part and report success. `protocol_version` rises only when these rules are not enough.
 """
 
 from collections import abc as _abc
@@ -289,6 +296,7 @@ class Register(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """"<uid of the agent's pod>.<random part of this start>" """
     protocol_version: _builtins.int
@@ -307,6 +315,10 @@ class Register(_message.Message):
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionState]:
         """every session that the agent holds now, its own and adopted ones"""
 
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """features that this agent has; the scheduler ignores names that it does not know"""
+
     def __init__(
         self,
         *,
@@ -317,10 +329,11 @@ class Register(_message.Message):
         slots: _builtins.int = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         sessions: _abc.Iterable[Global___SessionState] | None = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "labels", b"labels", "pool", b"pool", "protocol_version", b"protocol_version", "sessions", b"sessions", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "features", b"features", "labels", b"labels", "pool", b"pool", "protocol_version", b"protocol_version", "sessions", b"sessions", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -878,6 +891,7 @@ class Registered(_message.Message):
     HEALTH_INTERVAL_FIELD_NUMBER: _builtins.int
     RESUME_GRACE_FIELD_NUMBER: _builtins.int
     SCHEDULER_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     scheduler: _builtins.str
     """name and version, for people"""
     @_builtins.property
@@ -888,16 +902,21 @@ class Registered(_message.Message):
     def resume_grace(self) -> _duration_pb2.Duration:
         """How long the scheduler keeps the sessions of a lost agent for that agent or for an adopting agent."""
 
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """features that this scheduler has; the agent ignores names that it does not know"""
+
     def __init__(
         self,
         *,
         health_interval: _duration_pb2.Duration | None = ...,
         resume_grace: _duration_pb2.Duration | None = ...,
         scheduler: _builtins.str = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["health_interval", b"health_interval", "resume_grace", b"resume_grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["health_interval", b"health_interval", "resume_grace", b"resume_grace", "scheduler", b"scheduler"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "health_interval", b"health_interval", "resume_grace", b"resume_grace", "scheduler", b"scheduler"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1059,7 +1078,7 @@ class Action(_message.Message):
     def artifacts(self) -> Global___ArtifactRules: ...
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Input]:
-        """files of other actions that are copied into the workspace before the first command"""
+        """files of other actions for the workspace, before the first command (feature `inputs`)"""
 
     @_builtins.property
     def shell(self) -> Global___Shell:

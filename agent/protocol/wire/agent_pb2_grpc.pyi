@@ -46,9 +46,16 @@ Liveness
   option `http2.min_ping_interval_without_data_ms` must be below 15000. Otherwise gRPC ends the stream with "too many
   pings".
 
+Features
+  A feature is a part of this contract that not every agent and not every scheduler has. Each side names its features
+  when the agent registers. Fields of Action that need a feature have a comment with its name. The scheduler sends an
+  action with such a field only to an agent that has named the feature. Until then the action waits, and the
+  scheduler reports why.
+
 Compatibility
-  Both sides ignore unknown fields and unknown messages of a oneof. `protocol_version` rises only when ignoring them
-  is not enough.
+  Both sides ignore unknown fields and unknown messages of a oneof, with one exception: the agent fails an Action with
+  an unknown field, at any depth, with INVALID_CONFIGURATION. If the agent ignored the field, it would run the action
+  without a part and report success. `protocol_version` rises only when these rules are not enough.
 """
 
 from agent.protocol.wire import agent_pb2 as _agent_pb2

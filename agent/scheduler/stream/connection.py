@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from agent.domain.actions import Key
     from agent.domain.artifacts import FilePart
+    from agent.domain.session_state import Feature
     from agent.scheduler.stream.health import HealthReporter
     from agent.scheduler.stream.inbox import Handlers
     from agent.scheduler.stream.outbox import Outbox
@@ -52,15 +53,16 @@ SHORTEST_WAIT, LONGEST_WAIT = 0.01, 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The name of this process at the scheduler. `agent_id` is "<uid of the pod>.<nonce of this start>"."""
+    """What the scheduler knows of this process. `agent_id` is "<uid of the pod>.<nonce of this start>"."""
 
     agent_id: str
     version: str
+    features: tuple[Feature, ...] = ()
 
     @classmethod
-    def of(cls, uid: str, version: str) -> Identity:
+    def of(cls, uid: str, version: str, features: tuple[Feature, ...] = ()) -> Identity:
         """Return a new identity. If `uid`, the uid of the agent's pod, is empty, the first part of the id is random."""
-        return cls(f"{uid or uuid.uuid4().hex}.{uuid.uuid4().hex[:8]}", version)
+        return cls(f"{uid or uuid.uuid4().hex}.{uuid.uuid4().hex[:8]}", version, features)
 
 
 class Connection:
@@ -228,6 +230,7 @@ class Connection:
             "registered with the scheduler",
             address=self.settings.address,
             scheduler=registered.scheduler[:100],
+            features=sorted(each.value for each in translate.features(registered.features)),
             agent=self.identity.agent_id,
             health_interval=interval,
         )
@@ -244,6 +247,7 @@ class Connection:
             slots=self.agent.slots,
             labels=self.agent.labels,
             sessions=[translate.session_state_message(state) for state in self.outbox.session_states()],
+            features=[each.value for each in self.identity.features],
         )
 
 

@@ -35,6 +35,7 @@ from agent.pipeline.events import (
     Started,
     Submitted,
     Transfer,
+    WaitingForAgent,
 )
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def test_lines_of_several_actions_have_prefixes_of_the_same_width() -> None:
 def test_lines_of_a_single_action_have_no_prefix_and_show_each_command() -> None:
     assert lines(
         ("", plans("a")),
+        ("a", WaitingForAgent("no agent")),
         ("a", StageChanged(Stage.SETUP, "pulling image x")),
         ("a", StageChanged(Stage.COMMANDS)),
         ("a", CommandStarted(1, Cursor())),
@@ -95,6 +97,7 @@ def test_lines_of_a_single_action_have_no_prefix_and_show_each_command() -> None
         ("a", ArtifactSummary(2, 3 << 20, (), 1)),
         ("a", ActionEnded(FAILED, 2.0)),
     ) == [
+        "· waiting: no agent",
         "· setup: pulling image x",
         "$ make ...",
         "no end",
@@ -132,6 +135,7 @@ def test_json_tells_the_agents_texts_from_the_commands_output() -> None:
 def test_json_objects_have_exactly_these_keys() -> None:
     assert objects(
         ("", plans("a")),
+        ("a", WaitingForAgent("no agent")),
         ("a", Started("pod.1")),
         ("a", StageChanged(Stage.SETUP, "pulling")),
         ("a", CommandStarted(1, Cursor())),
@@ -145,6 +149,7 @@ def test_json_objects_have_exactly_these_keys() -> None:
         ("", Ended()),
     ) == [
         {"event": "submitted", "pipeline": "id", "name": "p", "folder": "/folder"},
+        {"event": "waiting", "action": "a", "detail": "no agent"},
         {"event": "stage", "action": "a", "stage": "setup", "detail": "pulling"},
         {"event": "log", "action": "a", "text": "é �\r\n", "source": "commands"},
         {"event": "command", "action": "a", "index": 1, "exit_code": 3, "seconds": 0.25},
@@ -385,6 +390,7 @@ def diamond() -> Submitted:
 def test_the_tree_follows_the_needs() -> None:
     view = live_view(
         ("", diamond()),
+        ("ship", WaitingForAgent("no connected agent has the feature services")),
         ("build", Started("x")),
         ("build", StageChanged(Stage.COMMANDS)),
         ("build", CommandStarted(2, Cursor())),
@@ -397,7 +403,7 @@ def test_the_tree_follows_the_needs() -> None:
         "    │ red",
         "    ├── · unit  waiting",
         "    └── · lint  waiting",
-        "        └── · ship  waiting  needs unit too",
+        "        └── · ship  waiting: no connected agent has the feature services  needs unit too",
     ]
 
 
@@ -463,6 +469,7 @@ def test_standard_error_works_again_after_the_terminal_is_gone() -> None:
     "what",
     [
         plans("a", "b"),
+        WaitingForAgent("no agent"),
         Started("pod.1"),
         StageChanged(Stage.SETUP, "x"),
         CommandStarted(2, Cursor()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.domain.session_state import Health, Readiness
+from agent.domain.session_state import Feature, Health, Readiness
 from agent.local_scheduler.action_state import ActionState
 from agent.local_scheduler.agent_pool import AgentPool
 from agent.local_scheduler.agent_stream import AgentStream
@@ -51,3 +51,20 @@ def test_the_least_loaded_agent_has_the_largest_share_of_free_slots() -> None:
     found = pool.least_loaded()
     assert found is not None
     assert found.agent_id == "quarter"
+
+
+def test_an_action_goes_only_to_an_agent_that_has_its_features() -> None:
+    pool, needed = AgentPool(), frozenset({Feature.SERVICES})
+    assert pool.missing_features(needed) == needed
+    plain, able = AgentStream("plain.1", 9), AgentStream("able.1", 1, needed)
+    for stream in (plain, able):
+        stream.update_health(Health(Readiness.READY, stream.slots, 0))
+    pool.add(plain)
+    assert pool.least_loaded(needed) is None
+    assert pool.missing_features(needed) == needed
+    pool.add(able)
+    assert pool.least_loaded(needed) is able
+    # A full agent misses no feature: the action only waits for its slot.
+    able.update_health(Health(Readiness.READY, 1, 1))
+    assert pool.least_loaded(needed) is None
+    assert pool.missing_features(needed) == frozenset()

@@ -5,7 +5,7 @@ and invalid fields are refused.
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -28,10 +28,15 @@ from agent.domain.events import (
 )
 from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Outcome, Result
-from agent.domain.session_state import Health, Readiness, Resume, SessionState
+from agent.domain.session_state import Feature, Health, Readiness, Resume, SessionState
 from agent.protocol import translate
 from agent.protocol.translate import fields
 from agent.protocol.wire import agent_pb2 as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from google.protobuf.message import Message
 
 KEY = Key("übung/1", 2, 3)
 CURSOR = Cursor(4000, 5, 4200, 30)
@@ -192,6 +197,28 @@ def test_an_invalid_action_fails_with_the_field_and_the_allowed_values(change: d
     assert (failed.value.stage, failed.value.reason) == (Stage.ADMISSION, Reason.INVALID_CONFIGURATION)
     assert failed.value.message.startswith(f"field {named}: ")
     assert "allowed is" in failed.value.message
+
+
+@pytest.mark.parametrize(
+    ("at", "named"),
+    [
+        (lambda message: message, "field number 1000:"),
+        (lambda message: message.repository, "field repository.number 1000:"),
+        (lambda message: message.timeout, "field timeout.number 1000:"),
+    ],
+)
+def test_an_action_with_a_field_of_a_newer_version_is_refused(at: Callable[[wire.Action], Message], named: str) -> None:
+    message = translate.action_message(ACTIONS[1])
+    at(message).MergeFromString(b"\xc2\x3e\x01x")  # the field 1000, a text of one byte
+    with pytest.raises(ActionFailed) as failure:
+        translate.action(wire.Action.FromString(message.SerializeToString()))
+    assert failure.value.reason is Reason.INVALID_CONFIGURATION
+    assert named in failure.value.message
+    assert "Register.features" in failure.value.message
+
+
+def test_features_of_a_newer_version_are_left_out() -> None:
+    assert translate.features(["services", "teleport"]) == {Feature.SERVICES}
 
 
 def test_the_longest_action_id_is_allowed() -> None:

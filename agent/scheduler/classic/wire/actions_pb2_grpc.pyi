@@ -6,6 +6,8 @@ The contract of the SealCI 0.2 scheduler: how the scheduler runs an action on an
 The SealCI 0.2 scheduler defines the names and numbers. The comments describe this agent. The agent serves
 ActionService. The scheduler dials the host and port of the agent's registration (scheduler.proto) and makes one call
 for each action. That call is the only client of the action. If the call ends early, the agent cancels the action.
+
+This contract has no features: the agent names none, and ActionRequest has no field for what needs one.
 """
 
 from agent.scheduler.classic.wire import actions_pb2 as _actions_pb2
