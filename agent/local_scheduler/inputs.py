@@ -1,7 +1,7 @@
 """The inputs of an action: select the stored files of other actions, and send them to an agent.
 
-The files of an action do not change after its success. So the selection is made once, before the action goes to its
-first agent, and is kept in memory. After a restart of the scheduler it is made again, with the same result.
+The files of an action do not change after its success. So the scheduler selects them once, before the action goes to
+its first agent, and keeps the selection in memory. After a restart it selects the same files.
 """
 
 from __future__ import annotations
