@@ -21,7 +21,7 @@ The packages, from the top layer to the bottom:
 - `local_scheduler`: a small scheduler for one machine, used by `run` and `scheduler`.
 - `console`: shows a running pipeline on a terminal or as JSON.
 - `scheduler`: the connections to a scheduler, by the stream protocol or the classic protocol.
-- `execution`: sessions, the life of an action. Declares the ports that `cluster` and `scheduler` implement.
+- `execution`: sessions, the life of an action. Declares the interfaces that `cluster` and `scheduler` implement.
 - `cluster`: everything about Kubernetes.
 - `pipeline`: the pipeline file and its events.
 - `protocol`: the wire format of the stream protocol.

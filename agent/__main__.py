@@ -38,7 +38,8 @@ def main() -> None:
 def exit_at_once(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the parameters of a signal handler
     """Exit without clean-up. Nothing was started yet.
 
-    A KeyboardInterrupt would not do: libraries in C and Rust turn it into errors of their own while they are loaded.
+    A KeyboardInterrupt would not reliably end the process: libraries in C and Rust turn it into errors of their own
+    while they are loaded.
     """
     with contextlib.suppress(OSError):
         os.write(2, b"sealci-agent: interrupted\n")

@@ -115,8 +115,8 @@ class Glob:
         """Return the states after NAME, the next component of the path. A state is a number of matched parts."""
         after = set()
         for state in states:
-            # `**` may match no component, so the part after it is tried too. A `**` at the end matches one component or
-            # more.
+            # `**` can match zero components, so the part after it is tried too. A `**` at the end matches one component
+            # or more.
             while self.parts[state] is None and state + 1 < len(self.parts):
                 after.add(state)
                 state += 1

@@ -1,4 +1,6 @@
-"""Rules for every test: no test leaves a task behind, signals have their defaults, and tables are printed last.
+"""Rules for every test.
+
+No test leaves an asyncio task running, signals have their default handlers, and tables are printed last.
 
 This module also marks the tests that need a cluster (`e2e`), by their folder.
 """
@@ -28,7 +30,7 @@ ON_A_CLUSTER = (TESTS / "e2e", TESTS / "faults" / "cluster")
 # that reproduces the example.
 settings.register_profile("sealci", deadline=None, print_blob=True)
 settings.load_profile("sealci")
-# Seed of Hypothesis, so that each run tries the same examples. `--hypothesis-seed=random` tries others.
+# Seed of Hypothesis, so that each run tries the same examples. `--hypothesis-seed=random` tries other examples.
 SEED = "20"
 
 
@@ -36,7 +38,7 @@ SEED = "20"
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the seed of Hypothesis, and restore the default handlers of signals, which processes of tests inherit.
 
-    A shell starts a background job (`&`) with SIGINT and SIGQUIT ignored, and `nohup` a program with SIGHUP ignored.
+    A shell starts a background job (`&`) with SIGINT and SIGQUIT ignored. `nohup` starts a program with SIGHUP ignored.
     """
     # The plugin of Hypothesis reads the option in its own `pytest_configure`, which runs later.
     if config.option.hypothesis_seed is None:
@@ -56,9 +58,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def default_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Restore structlog after a test in whose process a command of the agent configured it.
+    """Undo the configuration of structlog by a test that runs a command of the agent in the test's process.
 
-    A module's logger that keeps an old configuration, such as the level `error`, would hide its log from later tests.
+    Loggers must not cache their configuration. Otherwise later tests would lack log lines, for example because of the
+    level `error`.
     """
     configure = structlog.configure
     monkeypatch.setattr(
@@ -95,14 +98,14 @@ def in_table(request: pytest.FixtureRequest) -> Callable[[str, str, Mapping[str,
 
 @pytest.fixture(autouse=True)
 def no_task_is_left(request: pytest.FixtureRequest) -> None:
-    """Fail an asynchronous test that leaves tasks behind."""
+    """Fail an asynchronous test that leaves asyncio tasks running."""
     if inspect.iscoroutinefunction(getattr(request, "function", None)):
         request.getfixturevalue("tasks_that_end")
 
 
 @pytest.fixture
 async def tasks_that_end() -> AsyncIterator[None]:
-    """Fail if there are more tasks after the test than before. Tasks that are ending get ENDING seconds."""
+    """Fail if an asyncio task of the test still runs ENDING seconds after the test."""
     before = asyncio.all_tasks()
     yield
     left = asyncio.all_tasks() - before - {asyncio.current_task()}

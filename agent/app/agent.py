@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.aio import run_until_set
-from agent.cluster.environment.capabilities import user_namespaces
+from agent.cluster.environment.capabilities import learn_facts
 from agent.cluster.ownership import owner_reference
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ VERSION = version("sealci-agent")
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class App:
-    """One agent, built by `wiring.build`. `adopts`: whether agents of this pool adopt each other's sessions."""
+    """One agent, built by `wiring.build`. `adopts` is whether the agents of this pool adopt each other's sessions."""
 
     settings: Settings
     client: Client
@@ -149,4 +149,4 @@ class App:
 
     async def detect_capabilities(self) -> None:
         """Ask the API server what the cluster supports. The agent accepts no action before the answer."""
-        self.facts.set_user_namespaces(await user_namespaces(self.client, self.settings))
+        await learn_facts(self.facts, self.client, self.settings)

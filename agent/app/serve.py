@@ -34,7 +34,7 @@ async def serve(
 ) -> int:
     """Run one agent to its end. Returns the exit code of the process.
 
-    `on_start` receives the agent before the agent runs.
+    `on_start` is a future. It receives the agent before the agent runs.
 
     Raises:
         SettingsError: the settings name no usable cluster, or the library for traces is not installed.
@@ -65,7 +65,7 @@ async def serve(
 
 
 def first_error(group: ExceptionGroup[Exception]) -> Exception:
-    """Return the error that a group of errors began with. An item of the group may be a group too."""
+    """Return the error that a group of errors began with. An item of the group can be a group itself."""
     error: Exception = group
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Seconds that a stopped session may take in addition to its grace period and to both deletions of its pod. The first
-# deletion is graceful, the second is forced.
+# Seconds in which a stopped session must end, in addition to its grace period and to the time limits for both deletions
+# of its pod. The first deletion is graceful, the second is forced.
 CLEANUP_MARGIN = 60.0
 
 
@@ -107,5 +107,5 @@ class Shutdown:
 
     @property
     def longest_end(self) -> float:
-        """Return the seconds that stopped sessions may take to end and to clean up."""
+        """Return the number of seconds in which stopped sessions must end and clean up."""
         return self.settings.environment.grace + 2 * self.settings.cluster.delete_timeout + CLEANUP_MARGIN

@@ -13,12 +13,12 @@ from agent.execution.timings import SessionTimings
 class AppTimings:
     """Waits in seconds, including the waits of sessions, environments and adoption."""
 
-    # Maximum number of seconds that the opening of the HTTP port may take.
+    # Seconds until the opening of the HTTP port fails.
     http_start: float = 10.0
     # Seconds between two checks of the cluster's health.
     cluster_poll: float = 1.0
-    # Seconds that sessions have to send their last events after the API server has denied access to an agent that
-    # leaves, and that the scheduler has to store the reports about rejected actions.
+    # Seconds that sessions have to send their last events if the API server denies access to the agent while the agent
+    # ends. The scheduler has as many seconds to store the reports about rejected actions.
     last_events: float = 2.0
     session: SessionTimings = field(default_factory=SessionTimings)
     environment: EnvironmentTimings = field(default_factory=EnvironmentTimings)

@@ -54,8 +54,8 @@ def build(
     # ---- parts that use the cluster
     namespace, pool = settings.cluster.namespace, settings.agent.pool
     watch = PodWatch(client, namespace, pool, metrics, identity.agent_id, on_change=handlers.pod_changed)
-    # `ClusterFacts` is empty here. The agent asks the cluster for the facts while it runs, because the cluster may
-    # answer late and a request to end the agent must not wait for the answer.
+    # `ClusterFacts` is empty here. The agent asks the cluster for the facts while it runs, because the answer of the
+    # cluster can be late, and a request to end the agent must not wait for the answer.
     facts = ClusterFacts()
     pods = PodBackend(settings, client, watch, identity.agent_id, facts, debug=debug, timings=timings.environment)
     leases = Leases(client, settings, identity.agent_id, facts)

@@ -84,9 +84,11 @@ def this_machine() -> str:
 
 
 def dead_runs(server: str) -> Iterator[tuple[Pool, Path]]:
-    """Yield the pools of dead runs of this machine on one cluster, with the record of each.
+    """Yield the pool of each run of this machine that was killed, with the path of the run's record file.
 
-    The caller holds the lock of a record until it asks for the next one, so that no other process cleans up the same
+    `server` is the address of the cluster of these runs.
+
+    The caller holds the lock of a record until it asks for the next record, so that no other process cleans up the same
     pool.
     """
     try:

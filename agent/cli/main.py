@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from agent.cli.conformance import conformance
 from agent.cli.options import (
     check_reports,
     parse_assignments,
@@ -47,7 +48,8 @@ NAME, COMPLETE = "sealci-agent", "_SEALCI_AGENT_COMPLETE"
 def main() -> None:
     """Run the command line and exit."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal in another encoding than UTF-8 cannot show every character, which must stop no pipeline.
+        # A terminal in another encoding than UTF-8 cannot show every character. Such a character must not end a
+        # pipeline with an error.
         sys.stdout.reconfigure(errors="replace")
     try:
         cli(standalone_mode=False, prog_name=NAME, complete_var=COMPLETE)
@@ -86,6 +88,7 @@ def cli() -> None:
     """Run each CI action in a Kubernetes pod of its own, and leave nothing behind."""
 
 
+cli.add_command(conformance)
 cli.add_command(init)
 cli.add_command(lint)
 cli.add_command(schema)
@@ -208,7 +211,8 @@ def print_cleanup(namespace: str, pool: str, result: CleanupResult, *, verb: str
 async def delete_pools(settings: Settings, *, dry_run: bool, pool: bool) -> list[tuple[str, str, CleanupResult]]:
     """Delete what killed runs left, and with `pool` the pods and stale Leases of the pool of the settings.
 
-    Returns namespace, pool and what was deleted, or would be.
+    Returns for each pool the namespace, the name of the pool, and what was deleted (with `dry_run`: what would be
+    deleted).
     """
     from agent.cli.killed_runs import delete_killed_runs
     from agent.cluster.api.client import Client
@@ -251,7 +255,8 @@ def doctor(
     Prints one line per check, with what to do if the check failed.
     Exit codes: 0 no check failed, 1 a check failed.
     """
-    from agent.app.doctor import PARTS, examine, report
+    from agent.app.doctor import PARTS, examine
+    from agent.console.check_report import report
 
     settings = load(config, parse_assignments(assignments))
     settings = with_local_cluster(settings) if only != "scheduler" else settings

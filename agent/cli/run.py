@@ -216,7 +216,10 @@ def show_list(choices: Choices) -> None:
 
 
 def read_changed_pipeline(choices: Choices) -> tuple[Pipeline, dict[str, str]]:
-    """Return the pipeline with the changes of the options, and the values of its secrets. `--list` needs no values."""
+    """Return the pipeline with the changes of the options, and the values of its secrets.
+
+    With `--list`, no secrets are read.
+    """
     from agent.pipeline import overrides
 
     env = dict(assignment.partition("=")[::2] for assignment in choices.env)
@@ -237,7 +240,7 @@ def read_changed_pipeline(choices: Choices) -> tuple[Pipeline, dict[str, str]]:
 def run_settings(choices: Choices) -> Settings:
     """Return the settings of a run. Each run has a pool of its own, any free HTTP port, and logs only errors.
 
-    The namespace is the one of the kube context, as for kubectl, unless an option or a setting names another.
+    As with kubectl, the namespace is that of the kube context, unless an option or a setting names another namespace.
     """
     import secrets
 
@@ -273,7 +276,7 @@ def names_namespace(choices: Choices, flags: dict[str, Any]) -> bool:
 def run_on_changes(choices: Choices, settings: Settings) -> int:
     """Run the pipeline file now, and again whenever the file changes.
 
-    Returns the exit code when the user interrupts.
+    Returns when the user interrupts the command. The returned exit code is that of an interruption.
     """
     from agent.cli import working_tree
 

@@ -69,7 +69,7 @@ async def run_with_agent(
 def run_options(choices: Choices, settings: Settings, servers: Sequence[str]) -> RunOptions:
     """Return what the user wants to see and to keep, and the commands that the run's messages suggest.
 
-    `servers` gets the URL of the API server when the agent knows it.
+    Later, `servers` contains the URL of the API server, as soon as the agent knows this URL.
     """
     context = [f"--context={choices.context}"] if choices.context else []
     # Without this option, kubectl would not find a local cluster that no kube context names.

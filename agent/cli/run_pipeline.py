@@ -51,7 +51,7 @@ class Endpoint:
     """The address of a run's scheduler. The engine, which runs the actions, connects to this address.
 
     The scheduler listens on this machine, in plaintext. `token_file` holds a token that only this run knows. While the
-    engine is in the context of `screen`, the terminal is free for an interactive shell.
+    engine is inside the context manager `screen`, the terminal is free for an interactive shell.
     """
 
     address: str
@@ -82,8 +82,8 @@ class RunOptions:
     """What the user wants a run to show and to keep, and hints for the run's messages.
 
     `kept_commands` returns the commands that inspect and delete an environment that was kept. `cleanup_command` deletes
-    all that a run may leave in the cluster. `no_cluster_hint` is added to errors about a missing cluster, and the
-    result of `no_answer_hint` to errors about a cluster that does not answer.
+    everything that a run can leave in the cluster. `no_cluster_hint` is added to errors about a missing cluster, and
+    the result of `no_answer_hint` to errors about a cluster that does not answer.
     """
 
     artifacts: Path | None = None

@@ -1,6 +1,6 @@
 """The states of a run of a pipeline, and the events that the run waits for in each state.
 
-Pure. A run has exactly one of these states at a time, until its pipeline has ended. `run_pipeline` changes the state.
+A run has exactly one of these states at a time, until its pipeline has ended. `run_pipeline` changes the state.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Event(Enum):
     TIMEOUT = auto()
 
 
-# For each state, the events that the run does not wait for: they have happened before, or change nothing any more.
+# For each state, the events that the run does not wait for, because they have already happened or no longer change
+# anything.
 IGNORED = {
     State.STARTING: frozenset[Event](),
     State.RUNNING: frozenset({Event.AGENT_READY}),

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from agent.pipeline.parser import Pipeline
 
 OPTIONS = [*keepalive_options(), ("grpc.max_receive_message_length", 4 << 20)]
-# Status codes after which a later call may succeed. When a connection breaks, gRPC reports any one of these codes.
+# Status codes after which a later call can succeed. When a connection breaks, gRPC reports any one of these codes.
 RETRYABLE_CODES = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
 )
@@ -137,7 +137,7 @@ async def scheduler_stub(target: Target) -> AsyncIterator[local_pb2_grpc.LocalAs
     """Yield a stub for single calls.
 
     Raises:
-        Unreachable: the scheduler does not answer, or refuses a call of the body.
+        Unreachable: the scheduler does not answer, or refuses a call in the caller's `async with` block.
     """
     try:
         async with target.channel() as channel:

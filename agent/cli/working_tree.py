@@ -112,7 +112,7 @@ def add(tar: tarfile.TarFile, root: Path, path: str) -> int:
         return 0
     if not stat.S_ISREG(status.st_mode):
         return 0
-    # The user of the image is not known, and must be able to read and change the file.
+    # The user that the image runs as is not known, and must be able to read and change the file.
     member.mode = 0o777 if status.st_mode & 0o100 else 0o666
     with full.open("rb") as file:
         member.size = os.fstat(file.fileno()).st_size
@@ -154,7 +154,7 @@ def git_files(root: Path) -> set[str]:
 def git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run git in a folder, and return its exit code and output."""
     # Git refuses the tree of another user, and no option here turns this check off. The configuration of such a tree
-    # could run programs as this user.
+    # could start programs with the rights of the user who runs this command.
     command = ["git", *SAFE_OPTIONS, "-C", str(root), *arguments]
     # Variables such as GIT_DIR would select another repository. With LC_ALL=C git's
     # messages are in English, as `in_git` expects.
@@ -173,7 +173,7 @@ def git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
 
 
 def other_files(root: Path) -> Iterator[str]:
-    """Yield the files of a folder that no `.gitignore` below it ignores."""
+    """Yield the files below a folder that no `.gitignore` in this folder or below ignores."""
     rules: list[tuple[str, pathspec.GitIgnoreSpec]] = []
     for folder, folders, names in os.walk(root):
         here = Path(folder).relative_to(root).as_posix()

@@ -1,1 +1,1 @@
-"""Kubernetes: environments as pods, behind the ports that `agent.execution` declares."""
+"""The Kubernetes side of the agent: runs each action in a pod. Implements the interfaces of `agent.execution.ports`."""

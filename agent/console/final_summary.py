@@ -1,7 +1,7 @@
 """Print the end of a pipeline: a block for each failure, the table of actions, and where the files are.
 
-Pure: every function turns a report into objects that the library rich prints. The reader wants to know what broke and
-what to try.
+Only `print_summary` prints. The other functions turn a report into objects that the library rich can print. A reader of
+the summary wants to know what failed and what to try.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ def failure_blocks(report: Report, *, notes: bool) -> Iterator[RenderableType]:
 
 
 def shown_notes(action: ActionReport) -> list[str]:
-    """Return the lines that the agent and the clone logged, each once. Lines that the outcome's message holds are left
-    out.
+    """Return the lines that the agent and the clone logged, each once.
 
-    Return nothing if a command failed, because the cause then stands in the log of the commands.
+    Lines that the outcome's message holds are left out. Return an empty list if a command failed, because the cause
+    then stands in the log of the commands.
     """
     if action.outcome is None or action.outcome.reason is Reason.COMMAND_FAILED:
         return []

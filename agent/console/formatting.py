@@ -1,7 +1,7 @@
 """Texts for people: sizes, rates, durations, paths and plurals, and the styled texts that rich prints.
 
-Pure. Every view and report uses them. No other module makes a `Text`, so no text reaches a terminal without passing
-`terminal_text`.
+Every view and report uses these functions, which have no side effects. No other module makes a `Text`, so no text
+reaches a terminal without passing `terminal_text`.
 """
 
 from __future__ import annotations

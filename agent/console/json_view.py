@@ -65,12 +65,15 @@ class JsonView(View):
     def finish_text(self, action: str) -> None:
         """Write the incomplete character that the decoder of an action's log may still keep.
 
-        Called where another writer continues the log, and at the end of the action.
+        Called where text from another source follows in the log, and at the end of the action.
         """
         self.write_log(action, self.decoder(action).decode(b"", final=True))
 
     def write_log(self, action: str, text: str) -> None:
-        """Write a `log` object, unless the text is empty. The key `source` names the text's writer."""
+        """Write a `log` object, unless the text is empty.
+
+        The key `source` names the origin of the text, such as the commands or the agent.
+        """
         if text:
             self.write("log", action, text=text, source=self.sources[action].value)
 

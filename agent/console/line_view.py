@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agent.console.run_report import Report
     from agent.pipeline.events import PipelineEvent
 
-# Number of columns of the summary. A file has no width, so the summary is wide enough for all columns.
+# Width of the summary table in characters. Output to a file has no terminal width, so no column is shortened.
 SUMMARY_WIDTH = 200
 
 
@@ -101,7 +101,7 @@ class LineView(View):
         self.stages[name] = stage
 
     def show_command(self, name: str, index: int) -> None:
-        """Write the first line of the command that begins."""
+        """Write the first line of the text of the command that starts now."""
         commands = self.commands.get(name, ())
         text = commands[index - 1] if 0 < index <= len(commands) else ""
         self.flush(name)

@@ -1,6 +1,6 @@
 """The actions of a pipeline as a tree, in the order of their needs.
 
-Pure. `run --list` prints the tree of a pipeline file. The live view uses the same order for its own tree.
+`run --list` prints the tree of a pipeline file. The live view uses the same order for its own tree.
 """
 
 from __future__ import annotations

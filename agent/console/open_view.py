@@ -53,7 +53,8 @@ def open_view(output: str, stream: TextIO, environ: Mapping[str, str] | None = N
 class CiStream:
     """A stream whose reader is a CI system. An action must not be able to give this system commands by its log.
 
-    The view writes whole lines. JSON stays valid, because a space in a text of JSON is only another text.
+    The view writes whole lines. `without_ci_commands` inserts a space into each text that the CI system would obey.
+    JSON stays valid, because such texts occur only inside strings of JSON.
     """
 
     def __init__(self, stream: TextIO) -> None:

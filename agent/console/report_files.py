@@ -1,7 +1,7 @@
-"""Write the result of a pipeline in formats that CI systems show: JUnit XML and Markdown. Pure, apart from `write`.
+"""Write the result of a pipeline in formats that CI systems show: JUnit XML and Markdown.
 
-In JUnit each action is a test case. A reason that is the user's fault becomes a failure, and a reason that is the
-infrastructure's fault becomes an error. A cancelled action is skipped.
+Only `write` has side effects. In JUnit each action is a test case. A reason that is the user's fault becomes a failure,
+and a reason that is the infrastructure's fault becomes an error. A cancelled action is skipped.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def escape(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Return the text as code. The fence has more backticks than any run of them in the text."""
+    """Return the text as code. The fence has more backticks than the longest sequence of backticks in the text."""
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     space = " " if "`" in text else ""
     return f"{fence}{space}{terminal_text.one_line(text)}{space}{fence}"

@@ -2,7 +2,8 @@
 
 Views and report files show the report, and the report decides the exit code.
 
-Pure. A `Report` lives as long as the command follows its pipeline. Of each log it keeps only the last lines.
+A `Report` lives as long as the command follows its pipeline. It keeps only the last lines of each log, and performs no
+I/O.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ class ActionReport:
             self.stages[self.stage] = self.stages.get(self.stage, 0.0) + max(0.0, now - self.stage_since)
 
     def add_log(self, data: bytes, source: Source) -> list[str]:
-        """Take the next bytes of the log and return the lines that they complete."""
+        """Process the next bytes of the log, and return the lines that they complete."""
         from_commands = source is Source.COMMANDS
         lines = self.splitters[from_commands].feed(data)
         (self.tail if from_commands else self.notes).extend(lines)
@@ -221,7 +222,10 @@ class Report:
 
     @property
     def exit_code(self) -> ExitCode:
-        """The exit code of the worst action. A pipeline without its last event counts as not ended."""
+        """The exit code for the highest `Severity` of all actions.
+
+        If the last event of the pipeline is missing, the severity is `NOT_ENDED`.
+        """
         if not self.complete:
             return EXIT_CODES[Severity.NOT_ENDED]
         severities = (severity(action.outcome) for action in self.actions.values())

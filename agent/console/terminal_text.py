@@ -1,9 +1,9 @@
-"""Make text from outside safe for a terminal.
+"""Remove escape sequences and control characters from text before a terminal shows the text.
 
-File names, messages, logs, folders and answers of servers may hold escape sequences that set the title, fill the
-clipboard, clear the screen or fake a line. Every view passes each text through one function of this module. The
-scheduler keeps the exact bytes of the log, so the functions may drop parts of a text. All is pure but `LineSplitter`,
-which lives as long as its action.
+Names of files and folders, messages, logs and answers of servers can contain escape sequences that set the title, fill
+the clipboard, clear the screen or fake a line. Every view passes each text through one function of this module. The
+scheduler stores the exact bytes of the log, so it is safe that the functions drop parts of a text. All functions are
+pure. A `LineSplitter` has state and lives as long as its action.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import re
 
 # Number of characters after which an unfinished line is shown, so that a log without line ends uses little memory.
 MAX_UNFINISHED = 64 << 10
-# An escape sequence with its parameters, after a 7-bit (ESC [) or 8-bit (U+009B) introducer. A string (title,
-# clipboard) ends before the next introducer, so that the search stays linear in the length of the text.
+# An escape sequence with its parameters. It begins with an introducer of 7 bits (ESC [) or 8 bits (U+009B). If a
+# sequence sets a string (the title or the clipboard), the match ends before the next introducer at the latest. The time
+# of the search is therefore linear in the length of the text.
 SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
     r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x07|\x1b\\|\x9c)"
@@ -46,9 +47,9 @@ def one_line(text: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """Return a name as `ls` shows it: unchanged, or in the shell's `$'...'` if it holds control characters.
+    """Return a name as `ls` shows it: unchanged, or quoted as `$'...'` if the name has control characters.
 
-    The shell turns the quoted form into the name again.
+    A shell reads the quoted form as the original name.
     """
     if not UNPRINTABLE.search(name):
         return name
@@ -56,13 +57,13 @@ def quoted(name: str) -> str:
 
 
 def escaped(match: re.Match[str]) -> str:
-    """Return the escape of one character in `$'...'`."""
+    """Return the escape sequence that stands for one character between the quotes of `$'...'`."""
     letter = match[0]
     return NAMED_ESCAPES.get(letter) or (f"\\x{ord(letter):02x}" if letter < "\x80" else f"\\u{ord(letter):04x}")
 
 
 def log_line(line: str) -> str:
-    """Return a line of a log. Of all escape sequences, only colours stay."""
+    """Return a line of a log without control characters and without escape sequences, except those that set colours."""
     kept = SEQUENCE.sub(lambda match: match[0] if COLOUR.fullmatch(match[0]) else "", line)
     if "\x1b" not in kept:
         return CONTROL.sub("", kept).replace("\n", " ")
@@ -74,12 +75,15 @@ def log_line(line: str) -> str:
 
 
 def without_ci_commands(text: str) -> str:
-    """Return a text that GitHub Actions and Azure Pipelines show and do not obey. A space breaks each command."""
+    """Return a text that contains no command of GitHub Actions or Azure Pipelines.
+
+    A space is put into each command, so that the CI system shows the command and does not execute it.
+    """
     return CI_COMMAND.sub(lambda match: f"{match[0]} ", text)
 
 
 class LineSplitter:
-    """Cuts the log of one action into lines. Its view or report owns it."""
+    """Cuts the log of one action into lines. The view or report that shows the action owns the splitter."""
 
     def __init__(self) -> None:
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -103,8 +107,8 @@ class LineSplitter:
 
 
 def last_state(line: str) -> str:
-    """Return what a terminal shows of a line in the end: the text after the last carriage return.
+    """Return what a terminal shows after it has printed the whole line: the text after the last carriage return.
 
-    Of its escape sequences, only colours stay.
+    Escape sequences are removed, except those that set colours.
     """
     return log_line(line.rstrip("\r").rpartition("\r")[2])

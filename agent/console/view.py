@@ -1,7 +1,8 @@
 """The interface of everything that shows a pipeline.
 
-A view lives as long as the command follows its pipeline. A view only shows events, and no result depends on a view. The
-follower calls the methods of a view one at a time, on a thread, because a full pipe or a stopped terminal blocks them.
+A view exists while `sealci-agent run` or `submit` follows a pipeline. A view only shows events, and no result depends
+on a view. The follower calls the methods of a view one at a time, on a thread, because a full pipe or a stopped
+terminal blocks these methods.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 
 
 def no_transfers() -> Mapping[str, Transfer]:
-    """Return no transfer. `submit` uses this function, because a remote scheduler does not send transfers."""
+    """Return an empty mapping. `submit` uses this function, because a remote scheduler does not report transfers."""
     return {}
 
 
 class View:
     """Shows one pipeline. This base class shows nothing.
 
-    `transfers` returns, by action, the file that is being copied now. The command `run` sets `transfers` to a function
-    of its scheduler, because only a scheduler in the same process has these numbers.
+    `transfers` returns, by the action's name, the progress of the upload that runs now. The command `run` sets
+    `transfers` to a function of its scheduler, because only a scheduler in the same process reports this progress.
     """
 
     transfers: TransferSource = staticmethod(no_transfers)
@@ -37,7 +38,7 @@ class View:
         """Show the next event."""
 
     def tick(self) -> None:
-        """Show that time passes. Called several times a second."""
+        """Draw again what changes with time, such as durations. Called several times a second."""
 
     def hold(self) -> None:
         """Release the terminal for other output, until the next call of `tick`."""
@@ -46,15 +47,14 @@ class View:
         """Show the result. Called once, after the last event."""
 
     def abandon(self) -> None:
-        """Release the terminal without writing to it, because a write failed. Nothing is called afterwards."""
+        """Release the terminal without writing to it, because a write failed. This is the last call of the view."""
 
 
 class QuietView(View):
-    """Shows nothing until the pipeline has ended. `write` then gets the report and decides what to show."""
+    """Shows nothing until the pipeline has ended. `write` is then called with the report and decides what to show."""
 
     def __init__(self, write: Callable[[Report], None]) -> None:
         self.write = write
 
     def close(self, report: Report) -> None:
-        """Call `write` with the report."""
         self.write(report)

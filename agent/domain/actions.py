@@ -1,6 +1,6 @@
 """An action as a scheduler sends it, and the key that names its attempt.
 
-The values are immutable and know neither gRPC nor Kubernetes. An `Action` lives from its arrival in the agent to the
+The values are immutable and use neither gRPC nor Kubernetes. An `Action` lives from its arrival in the agent to the
 end of its session.
 """
 
@@ -30,7 +30,7 @@ class Repository:
     """The Git repository that container `repository` clones into the workspace before the first command.
 
     `ref` is a branch, tag or commit, "" for the default branch. `depth` is the number of commits, 0 for all.
-    `credentials` names a Secret of the cluster, "" for none. `lfs`: the files of Git LFS are fetched too.
+    `credentials` is the name of a Kubernetes Secret, "" for none. `lfs`: whether the files of Git LFS are fetched too.
     """
 
     url: str
@@ -50,8 +50,8 @@ class Resources:
     ephemeral_storage: str = ""
 
 
-# Maximum number of globs in each of the lists `ArtifactRules.paths` and `ArtifactRules.exclude`. Globs travel in the
-# URL of an exec request, so their total size must be limited. `MAX_GLOB_CHARACTERS` limits each glob.
+# Maximum number of globs in each of the lists `ArtifactRules.paths` and `ArtifactRules.exclude`. The URL of an exec
+# request contains all globs, so their total size must be limited. `MAX_GLOB_CHARACTERS` limits each glob.
 MAX_GLOBS = 100
 MAX_GLOB_CHARACTERS = 500
 
@@ -75,9 +75,10 @@ class ArtifactRules:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One attempt of an action, and its owner. `claim` is the number of the agent that owns the attempt.
+    """One attempt of an action, and its owner. Attempts and claims count from 1.
 
-    Attempts and claims count from 1. An adoption by another agent raises the claim and leaves the attempt.
+    The first agent that runs the attempt has claim 1. Each adoption by another agent raises the claim by 1 and does not
+    change the number of the attempt.
     """
 
     action_id: str
@@ -86,7 +87,7 @@ class Key:
 
     @property
     def attempt_key(self) -> tuple[str, int]:
-        """The action id and the attempt, which an adoption does not change."""
+        """The action id and the attempt number. An adoption changes neither of them."""
         return (self.action_id, self.attempt)
 
 
@@ -94,8 +95,8 @@ class Key:
 class Action:
     """What a scheduler asks an agent to run.
 
-    `timeout` is the limit of the commands in seconds, None for the policy's default. `secrets` holds values, so `repr`
-    leaves it out. `traceparent` is the W3C trace context of the scheduler, "" for none.
+    `timeout` is the limit of the commands in seconds, None for the default in the agent's policy. `secrets` holds
+    values, so `repr` leaves it out. `traceparent` is the W3C trace context of the scheduler, "" for none.
     `pipefail`: whether a failure inside a pipe fails the command, None for the agent's setting.
     `inputs`: the agent copies these files of other actions into the workspace before the first command.
     """

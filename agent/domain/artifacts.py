@@ -1,7 +1,7 @@
 """The parts in which files go from the pod to the scheduler and back, and the inputs: files of other actions.
 
-A file is a start, its data, and an end. A part lives until the next component has written or sent it. Parts of
-different files never mix.
+A file is a start, its data, and an end. A part lives until the next component has written or sent the part. All parts
+of a file come before the parts of the next file.
 """
 
 from __future__ import annotations

@@ -11,7 +11,10 @@ from enum import Enum
 
 
 class Verdict(Enum):
-    """The result of a check. Only `FAILED` makes `sealci-agent doctor` fail. `SKIPPED`: another check failed before."""
+    """The result of a check. Only `FAILED` makes `sealci-agent doctor` fail.
+
+    `SKIPPED`: the check did not run, because an earlier check failed.
+    """
 
     OK = "ok"
     WARNING = "warning"

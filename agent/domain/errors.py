@@ -20,7 +20,7 @@ from enum import Enum
 
 
 class Stage(Enum):
-    """The part of a session: check of the action, set-up of the pod, the commands, the copy of artifacts."""
+    """The stages of a session: check of the action, set-up of the pod, run of the commands, copy of artifacts."""
 
     ADMISSION = "admission"
     SETUP = "setup"
@@ -61,7 +61,7 @@ class Reason(Enum):
 
     @property
     def fault(self) -> str:
-        """At fault: "user" or "infrastructure". A cancelled action is no fault, so the value is then ""."""
+        """The party that caused the failure: "user" or "infrastructure". "" for a cancelled action."""
         if self is Reason.CANCELLED:
             return ""
         return "infrastructure" if self.infrastructure else "user"
@@ -94,7 +94,7 @@ class AgentError(Exception):
 
 
 class ActionFailed(AgentError):
-    """Ends the action as failed, with this stage and reason.
+    """Raised to end the action as failed. The outcome gets the stage and the reason of this error.
 
     `message` is one sentence for the user. `log` is a longer text for the action's log, "" for none.
     """

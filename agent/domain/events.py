@@ -64,9 +64,9 @@ class CommandFinished:
 
 @dataclass(frozen=True, slots=True)
 class LogChunk:
-    """Up to 64 KiB of log, with secrets masked.
+    """Up to 256 KiB of log, with secrets masked.
 
-    `cursor` is the position in the log of the commands after the data, None for text of another `source`.
+    `cursor` is the position behind `data` in the pod's log. It is None if the text does not come from the commands.
     """
 
     data: bytes

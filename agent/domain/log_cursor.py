@@ -1,6 +1,7 @@
 """The position in a pod's log up to which the agent has read.
 
-A cursor lives as long as a session. The scheduler stores it as opaque bytes and sends it back in a resume point.
+A cursor lives as long as a session. The scheduler stores the cursor as opaque bytes and sends these bytes back in a
+resume point.
 """
 
 from __future__ import annotations
@@ -8,25 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 VERSION = "2"
-# The first bytes of the cursors that agents without the log file of container `helper` wrote.
+# The first bytes of the cursors of older agent releases, in which container `helper` kept no log file.
 OLDER = b"1|"
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A byte position in a pod's log. Reading can continue there without a lost or repeated byte.
+    """A byte position in a pod's log. An agent can continue to read there without a lost or repeated byte.
 
     `offset` is the number of bytes of the log before the position, markers included. `command` is the number of the
     command that runs at the position, 0 between two commands. `column` is the number of bytes of text between the start
     of the line and the position.
 
-    The log contains markers, which are lines about the start and end of each command. The agent may have to hold back
-    text in front of a marker, because the text may begin a secret that continues behind the marker. The position then
+    The log contains markers, which are lines about the start and end of each command. If the text in front of a marker
+    possibly begins a secret that continues behind the marker, the agent holds this text back. The position then
     stays in front of the text, although the event of the marker is sent. In this case `reported` is the number of log
-    bytes up to the end of the last marker whose event is sent, and `command` is the number of the command that runs
-    there. Otherwise `reported` is 0.
+    bytes up to the end of the last marker whose event is sent. `command` is then the number of the command that runs
+    after this marker. Otherwise `reported` is 0.
 
-    `older` holds the bytes of a cursor of an older release, which names no byte position. Else it is empty.
+    `older` holds the bytes of a cursor that an older release wrote, which contains no byte position. For any other
+    cursor, `older` is empty.
     """
 
     offset: int = 0
@@ -36,7 +38,7 @@ class Cursor:
     older: bytes = b""
 
     def encode(self) -> bytes:
-        """Return the cursor in the form of the contract: at most 120 bytes of ASCII."""
+        """Return the cursor as the bytes that an event carries. The contract allows at most 120 bytes of ASCII."""
         if self.older:
             return self.older
         return f"{VERSION}|{self.offset}|{self.command}|{self.reported}|{self.column}".encode("ascii")

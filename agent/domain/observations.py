@@ -1,7 +1,7 @@
-"""What the cluster side of the agent reports about an environment. The session bases its decisions on these values.
+"""What package `agent.cluster` reports about an environment. The session bases its decisions on these values.
 
-An observation lives until the session has processed it. `Exited` already contains the verdict of the commands, which a
-pure function makes from the status of container `action`. Later observations do not change the verdict.
+An observation lives until the session has processed it. `Exited` already contains the verdict of the commands. A pure
+function computes the verdict from the status of container `action`. Later observations do not change the verdict.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The environment is being set up. `detail` describes what it waits for, for display."""
+    """The environment is being set up. `detail` describes what the set-up waits for, for display."""
 
     detail: str
 
@@ -40,11 +40,11 @@ class SetupFailed:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The commands ended by themselves. `reason` None is success.
+    """The commands ended by themselves. `reason` is None if all commands succeeded.
 
     `exit_code` is that of container `action`. `command` is the number of the last command that was started, 0 when
-    unknown. `files` False: artifacts cannot be copied, because the pod is gone or is being deleted. `files_lost` then
-    holds the cause.
+    unknown. If `files` is False, artifacts cannot be copied, because the pod is gone or is being deleted. `files_lost`
+    is then the cause.
     """
 
     exit_code: int
@@ -90,14 +90,17 @@ class LogGap:
 
 @dataclass(frozen=True, slots=True)
 class LogEnd:
-    """The log ended. Always the last item. `dropped` is the number of bytes that were over the limit of the log."""
+    """The end of the log, after all other `LogItem` values of a pod.
+
+    `dropped` is the number of bytes that the pod did not store, because they were over the limit of the log.
+    """
 
     dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class LogLost:
-    """The agent cannot read the rest of the log. Always the last item. `why` is for display.
+    """The agent cannot read the rest of the log. No other `LogItem` follows. `why` is the cause, for display.
 
     The verdict of the commands does not change.
     """

@@ -1,7 +1,7 @@
-"""Paths and descriptors of files that come from an action: check a path, write all bytes.
+"""Functions for files that come from an action: check a path, and write all bytes to a file descriptor.
 
-The commands of an action choose the paths of their files, so no path is trusted. Nothing here keeps state. The programs
-of `agent.cluster.in_pod` have functions of their own for this, because they cannot import this module.
+The commands of an action choose the paths of their files, so no path is trusted. The functions keep no state. The
+programs of `agent.cluster.in_pod` check paths with their own functions, because they cannot import this module.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def safe_components(path: bytes) -> tuple[bytes, ...]:
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write all bytes of `data` to a descriptor. `os.write` alone may write fewer."""
+    """Write all bytes of `data` to a descriptor. A single call of `os.write` possibly writes only a part."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]

@@ -1,4 +1,4 @@
-"""What agent and scheduler exchange about sessions and about the agent's health. The values live for one message."""
+"""What agent and scheduler exchange about sessions and about the agent's health. Each value belongs to one message."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ class Resume:
 
     `seq` is the number of the last stored event. `cursor` is the last stored cursor. `stage` is the last stored stage,
     None for none. `command` is the last command whose start is stored, 0 for none. `cancel` is a stop request that the
-    session has to follow. `secrets` is set only for adopted sessions, because an agent cannot read Secrets. `inputs` is
-    set only for adopted sessions whose commands may not have begun.
+    session has to follow, None without one. `secrets` is set only for adopted sessions, because the adopting agent
+    cannot read the Secret that the former agent created. `inputs` is set only for adopted
+    sessions whose commands may not have begun.
     """
 
     key: Key

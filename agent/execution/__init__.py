@@ -2,5 +2,6 @@
 
 This package uses neither gRPC nor Kubernetes.
 
-`registry` owns the sessions and `lifecycle` drives each one. `ports` declares what other packages implement.
+`registry` owns the sessions, and `lifecycle` runs the steps of each session. `ports` declares the interfaces that other
+packages implement.
 """

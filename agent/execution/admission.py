@@ -52,7 +52,7 @@ def agent_features(settings: Settings) -> tuple[Feature, ...]:
 
 
 def admit(action: Action, policy: PolicySettings) -> float:
-    """Check every field of an action against the policy. Returns the seconds that the commands may run.
+    """Check every field of an action against the policy. Returns the timeout of the commands in seconds.
 
     Raises:
         ActionFailed: with INVALID_CONFIGURATION and a list of all problems.

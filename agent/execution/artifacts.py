@@ -41,14 +41,14 @@ MAX_NAMED = 20
 
 
 def wanted(rules: ArtifactRules, outcome: Outcome) -> bool:
-    """Return whether files are copied after commands with this outcome. Never after a cancel."""
+    """Return whether files are copied after commands with this outcome. A cancelled action copies no files."""
     if outcome.result is Result.CANCELLED or rules.when is When.NEVER:
         return False
     return rules.when in (When.ALWAYS, When.SUCCESS if outcome.result is Result.SUCCEEDED else When.FAILURE)
 
 
 async def collect(session: Session, environment: Environment, end: CommandsEnd, settings: Settings) -> Outcome:
-    """Send the files that the action wants after its commands ended as in `end`. Returns the outcome of the action.
+    """Send the artifacts of an action whose commands ended as described by `end`. Returns the action's outcome.
 
     Raises:
         Interrupted: a stop request came while files were copied.
@@ -57,7 +57,7 @@ async def collect(session: Session, environment: Environment, end: CommandsEnd, 
     succeeded = outcome.result is Result.SUCCEEDED
     if not wanted(rules, outcome):
         return outcome
-    # A stop request that ended the commands has done its work. Only a new stop request ends the copy.
+    # The session may still hold the stop request that ended the commands. Only a newer stop request ends the copy.
     session.clear_stop_request()
     await session.reporter.enter(Stage.ARTIFACTS)
     try:
@@ -66,17 +66,19 @@ async def collect(session: Session, environment: Environment, end: CommandsEnd, 
         await session.run_until_stopped(send_files(session, environment, settings.artifacts.timeout))
     except ActionFailed as failure:
         await session.reporter.write_log(f"[{failure.message}]")
-        # A successful action stays successful if its pod and files are lost but the action named no files.
+        # If the action declared no artifacts, the loss of the pod and its files does not turn a success into a failure.
         if succeeded and (rules.declared or end.files):
             return replace(session.failure_outcome(failure), exit_code=outcome.exit_code)
     return replace(outcome, stage=Stage.ARTIFACTS) if succeeded else outcome
 
 
 async def send_files(session: Session, environment: Environment, seconds: float) -> None:
-    """Copy all files of the session out, within `seconds` for all tries, and report which files were left out.
+    """Copy the artifacts of the session to the scheduler, and report which files were left out.
+
+    All tries together take at most `seconds`.
 
     Raises:
-        ActionFailed: with ARTIFACTS_FAILED. If the pod refused only some of the files, the other files are stored.
+        ActionFailed: with ARTIFACTS_FAILED. If only some declared files could not be sent, the others are stored.
     """
     rules = session.action.artifacts
     attempt = CopyAttempt(environment, rules)
@@ -108,7 +110,7 @@ def retrying(session: Session, retried: Callable[[], None]) -> AsyncRetrying:
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        # The API server may ask for a long wait. The time limit for all tries of the copy bounds the wait.
+        # If the API server asks for a long wait, the time limit for all tries of the copy still ends this wait.
         asked = error.retry_after if isinstance(error, ClusterError) else None
         return backoff(state) if asked is None else asked
 
@@ -127,11 +129,14 @@ def retrying(session: Session, retried: Callable[[], None]) -> AsyncRetrying:
 
 
 class NoTurn(Exception):
-    """Other actions copied their files for so long that this session got no turn to copy."""
+    """The session waited too long for a turn, because other sessions copied their files."""
 
 
 class Turns:
-    """The turns of one session to copy its files. Each try needs a turn. All waits together last at most `seconds`."""
+    """The turns of one session to copy its files. Only a limited number of sessions copy files at the same time.
+
+    Each try to copy waits for a turn of its own. All these waits together last at most `seconds`.
+    """
 
     def __init__(self, environment: Environment, seconds: float) -> None:
         self.environment = environment
@@ -140,7 +145,7 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, limit: asyncio.Timeout) -> AsyncIterator[None]:
-        """Wait for a turn and hold it. The wait does not count against `limit`, the time of the copy itself.
+        """Wait for a turn and keep it during the `with` block. The wait does not count against `limit`.
 
         Raises:
             NoTurn: no turn came in time.
@@ -162,8 +167,9 @@ class Turns:
 
 
 class CopyAttempt:
-    """One try to copy the files of an environment. It yields the parts of the files for the upload, and keeps the
-    result.
+    """One try to copy the files of an environment. `parts` yields the parts of the files for the upload.
+
+    `collected` is the result of a complete try. It is None before the try is complete.
 
     `end` is the deadline of the try by the event loop's clock.
     """

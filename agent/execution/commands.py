@@ -42,8 +42,8 @@ async def run_commands(session: Session, environment: Environment, settings: Set
     async with cancelled_on_exit(logs, end):
         seen = await wait_or_stop(session, environment, end, settings)
         await finish_log(session, logs, reachable=seen is not None and not isinstance(seen, Lost))
-    # After a state loss of the scheduler, this function runs a second time. The end of the commands that the first run
-    # has seen then counts.
+    # After a state loss of the scheduler, this function runs a second time. If the first run has seen how the commands
+    # ended, the second run uses the same result.
     progress = session.progress
     return progress.commands_end or progress.commands_ended(judge_end(session, seen))
 
@@ -91,14 +91,15 @@ async def wait_or_stop(
 ) -> Observation | None:
     """Wait until the commands end. Stop them at their timeout, or on a stop request.
 
-    Returns None if they could not be stopped. The removal of the environment then ends them.
+    Returns the last observation of the environment, or None if the commands could not be stopped. The removal of the
+    environment then ends the commands.
     """
     seconds = max(0.0, session.timeout - session.progress.seconds_already_run)
     await first_of(end, session.stop_requested, timeout=seconds)
     if end.done():
         return end.result()
     message = f"the commands did not end within {session.timeout:g} s"
-    # This call changes nothing if another stop request has ended the wait, because the first request counts.
+    # This call changes nothing if another stop request has ended the wait, because a session keeps its first request.
     session.request_stop(StopRequest(Reason.DEADLINE_EXCEEDED, message))
     request = session.stop_request
     grace = request.grace if request is not None and request.grace is not None else settings.environment.grace
@@ -113,7 +114,7 @@ async def wait_or_stop(
 async def finish_log(session: Session, logs: asyncio.Task[None], *, reachable: bool) -> None:
     """Wait until the whole log is sent.
 
-    The wait is bounded after a stop request, and if the node may not answer (`reachable` is False).
+    The wait has a limit if there is a stop request, or if the node possibly does not answer (`reachable` is False).
     """
     timings = session.timings
     if reachable and session.stop_request is None:
@@ -127,7 +128,8 @@ async def finish_log(session: Session, logs: asyncio.Task[None], *, reachable: b
             await cancel_and_wait(logs)
             await session.reporter.write_log("[the log ends here: the rest cannot be read from the node]")
     if logs.done() and not logs.cancelled() and (error := logs.exception()):
-        # A fault in following the log does not change the outcome. The fault is counted, and noted in the log.
+        # An unexpected error while the agent follows the log does not change the outcome. The error is counted, and a
+        # notice is written into the log.
         session.stats.internal_error()
         log.error("the log of a session could not be followed", action=session.key.action_id, exc_info=error)
         await session.reporter.write_log("[the log ends here: the agent could not follow it]")

@@ -57,7 +57,7 @@ async def run_to_end(session: Session, environment: Environment, start: Start, s
     try:
         while not await session.run_until_reset(run_once(session, environment, start, settings)):
             session.restart_reporting()
-            # An environment that exists is not created again: the commands must not run twice.
+            # An environment that exists is not created again, because the commands must not run twice.
             start = set_up if session.progress.environment_exists else start
     finally:
         await environment.remove()

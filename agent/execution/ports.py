@@ -1,7 +1,7 @@
-"""The two interfaces through which a session works: an environment to run in, and a sink for its events.
+"""The two interfaces that a session uses: an environment in which its commands run, and a sink for its events.
 
-`execution` declares the interfaces, and other packages implement them: `cluster.environment` makes environments of
-Kubernetes pods, `scheduler.stream.outbox` delivers events. The flow tests implement both in memory.
+Package `execution` declares the interfaces, and other packages implement them. `cluster.environment` makes environments
+of Kubernetes pods, and `scheduler.stream.outbox` delivers events. Tests implement the two interfaces in memory.
 
 A session calls its environment in this order: `Backend.environment` (no I/O), `create`, `observations` and `log` at the
 same time, `files`, `remove`. `remove` is always called, also after a failed `create`. Every method may be cancelled at
@@ -38,7 +38,7 @@ class MarkerReader(Protocol):
         """Return text and markers in the order of the log, which together are the input without the bytes kept back."""
 
     def flush(self) -> list[bytes | Marker]:
-        """Return what was kept back. Call it at the end of the log."""
+        """Return the text that was kept back. The caller calls this method once, at the end of the log."""
 
 
 class Environment(Protocol):
@@ -51,14 +51,14 @@ class Environment(Protocol):
     async def create(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
         """Create the pod and its Secret. A repeated call is safe.
 
-        `notify` gets texts for people: what the set-up waits for.
+        `notify` is called with texts for people that describe what the set-up waits for.
 
         Raises:
             ActionFailed: the API refused for good, or was unreachable for too long.
         """
 
     async def take_over(self, secrets: Mapping[str, str]) -> None:
-        """Complete an adopted environment. The former agent may have died in the middle of `create`.
+        """Create what is missing of an adopted environment, because the former agent may have died during `create`.
 
         Raises:
             ActionFailed: the environment cannot be completed.
@@ -66,7 +66,10 @@ class Environment(Protocol):
 
     @property
     def recreatable(self) -> bool:
-        """Return whether `create` works again after `remove`. An adopted pod may lack data for `create`."""
+        """Return whether `create` can create the pod again after `remove`.
+
+        For an adopted pod, this agent possibly does not have all data that `create` needs.
+        """
 
     @property
     def running_for(self) -> float:
@@ -80,10 +83,13 @@ class Environment(Protocol):
         """Give up ownership: another agent has adopted the pod or will adopt it. `remove` then does nothing."""
 
     def release(self) -> None:
-        """Release what this process keeps in memory about the pod. The cluster is not touched. `remove` calls this."""
+        """Release what this process keeps in memory about the pod. The cluster does not change.
+
+        `remove` calls this method too.
+        """
 
     def observations(self) -> AsyncGenerator[Observation, None]:
-        """Yield an observation of the pod on every change. Ends after the first final observation."""
+        """Yield an observation of the pod on every change. Ends after a `SetupFailed`, `Exited` or `Lost`."""
 
     def markers(self, start: Cursor) -> MarkerReader:
         """Return a new reader for the markers in this environment's log from a cursor on."""
@@ -100,15 +106,19 @@ class Environment(Protocol):
         """Send SIGTERM to the commands, and SIGKILL after `grace` seconds. Returns False if the pod is unreachable."""
 
     def copy_turn(self) -> AbstractAsyncContextManager[None]:
-        """Wait for a turn to copy files out. The turn lasts as long as the returned context."""
+        """Return a context that waits for a turn to copy files out. The turn ends with the context.
+
+        Only a limited number of environments can copy files at the same time.
+        """
 
     def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
         """Copy files out of the pod within `seconds`, each with its checksum. The last item is `Collected`.
 
-        Files that are not begun when most of the time is over are left out and listed in `Collected`.
+        Near the end of this time, no further file is started. The remaining files are left out and listed in
+        `Collected`.
 
         Raises:
-            ClusterError: the copy broke. `retryable` is set if a new call may succeed.
+            ClusterError: the copy failed. `retryable` is set if a new call can succeed.
         """
 
     @property
@@ -119,9 +129,9 @@ class Environment(Protocol):
         """
 
     async def upload_workspace(self, notify: Callable[[str], Awaitable[None]]) -> None:
-        """Copy the files of the person's working tree into the workspace. The commands start afterwards.
+        """Copy the local working tree of the person at the terminal into the workspace. The commands start afterwards.
 
-        `notify` gets the number of bytes, as text for people.
+        `notify` is called before the copy, with a text for people that has the size of the working tree.
 
         Raises:
             ActionFailed: the files could not be copied.
@@ -140,12 +150,16 @@ class Environment(Protocol):
         """
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:
-        """Wait while a person looks at the environment. Returns a note on the failure for the log, or ""."""
+        """Wait while a person looks at the environment.
+
+        Returns text for the action's log that explains the failure, or "" if there is nothing to explain.
+        """
 
     async def remove(self) -> None:
         """Delete the pod and its Secret, by force after a while. Returns when the API reports that they are gone.
 
-        Does not raise the cluster's errors. What could not be deleted is counted and left to the orphan sweep.
+        Does not raise errors of the cluster. Objects that could not be deleted are counted, and the sweep for orphans
+        deletes them later.
         """
 
 
@@ -164,11 +178,12 @@ class SessionSink(Protocol):
     """Delivers the events of one session to the scheduler. It lives as long as the session.
 
     A sink numbers the events, keeps them until the scheduler has acknowledged them, and sends them again after a
-    reconnect. Its window bounds the memory: while the window is full, `send` waits, and the log is not read.
+    reconnect. Its window limits the bytes of unacknowledged events. While the window is full, `send` waits, so that the
+    session does not read the log.
     """
 
     async def send(self, event: Event) -> None:
-        """Put an event into the window. Waits while the window is full. May return before the event is delivered."""
+        """Add an event to the events that the sink will send. Waits while the window of the sink is full."""
 
     async def wait_until_stored(self) -> None:
         """Wait until the scheduler has acknowledged every event."""
@@ -193,7 +208,7 @@ class SessionSink(Protocol):
         """Drop all events and continue the numbering at `seq` + 1, after the scheduler has lost its state."""
 
     def close(self) -> None:
-        """Drop the session. No more of its events are sent."""
+        """Drop the events of the session that are not yet sent. The session sends no event afterwards."""
 
 
 class EventSink(Protocol):

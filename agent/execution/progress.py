@@ -24,7 +24,7 @@ class SessionPhase(Enum):
     AWAITING_RESUME = "awaiting resume"
     # The environment is still to be created, or to be taken over.
     STARTING = "starting"
-    # The environment exists. A session that reports again after a state loss stays in this phase.
+    # The environment exists. A session that reports its events again, because the scheduler lost its state, stays here.
     STARTED = "started"
     # The session has nothing more to report. Only the clean-up is left.
     FINISHED = "finished"
@@ -32,7 +32,7 @@ class SessionPhase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CommandsEnd:
-    """How the commands of a session ended. If `files` is False, the workspace is lost, and `files_lost` is why."""
+    """How the commands of a session ended. If `files` is False, the workspace is lost for the cause `files_lost`."""
 
     outcome: Outcome
     files: bool
@@ -43,11 +43,11 @@ class SessionProgress:
     """The progress of one session, owned by its `Session`.
 
     `outcome` and `commands_end` are set once and never change. `command` is the number of the last command that
-    started. `inputs_copied`: this agent has copied the files of other actions into the environment. `log_start` is the
-    cursor at which this agent begins to read the log. `stored_seq` is the number of the last event that the scheduler
-    had stored at that time, 0 for a new session. Acknowledgements do not change `stored_seq`. Both are set again when
-    the session is adopted, and when the scheduler has lost its state
-    (`reset_requested`).
+    started. `inputs_copied`: this agent has copied the files of other actions into the environment.
+
+    `log_start` is the cursor at which this agent begins to read the log. `stored_seq` is the number of the last event
+    in the resume point, 0 for a new session. Acknowledgements do not change `stored_seq`. `log_start` and `stored_seq`
+    are set again when the session is adopted, and after a state loss of the scheduler (`reset_requested`).
     """
 
     def __init__(self, *, adopted: bool = False) -> None:
@@ -129,7 +129,7 @@ class SessionProgress:
     # ---- the end of the session
 
     def decide(self, outcome: Outcome) -> Outcome:
-        """Store the outcome and return it. The first outcome counts and is returned by every later call."""
+        """Store and return the outcome. Every later call returns the first outcome and ignores its argument."""
         if self.outcome is None:
             self.outcome = outcome
         return self.outcome

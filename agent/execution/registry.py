@@ -1,9 +1,9 @@
 """All sessions of this agent: which actions are accepted, which sessions are ended, and how many slots are in use.
 
-The registry lives as long as the agent. The reader of the scheduler's stream calls the registry's methods for requests,
-so these methods are synchronous and quick. Each session runs in a task of its own in the application's task group, and
-a fault in one session ends no other. The slots in use are counted from the sessions that exist, never by adding and
-subtracting.
+The registry lives as long as the agent. The task that reads the scheduler's stream calls the methods for requests, so
+these methods are synchronous and quick. Each session runs in a task of its own in the application's task group, and
+an unexpected error in one session ends no other session. The number of used slots is always the number of existing
+sessions. No separate counter exists that could become wrong.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class SessionRegistry:
         self.report_only(key, *failed_admission(failure))
 
     def adopt(self, action: Action, environment: Environment) -> bool:
-        """Continue a claimed session as soon as the scheduler sends its resume point. This needs no free slot.
+        """Continue an adopted session as soon as the scheduler sends its resume point. An adoption needs no free slot.
 
         Returns False while an older session of the same attempt is still ending in this agent. The caller then tries
         again.
@@ -201,10 +201,10 @@ class SessionRegistry:
             session.cancel(cancel)
 
     def discard(self, key: Key, claimed_by_other: bool, message: str) -> None:
-        """End a session that the scheduler has no use for. Its environment stays if another agent has claimed it."""
+        """End a session that the scheduler asks to discard. If another agent has claimed the pod, the pod stays."""
         session = self.sessions.get(key.attempt_key)
-        # After a broken stream, the scheduler may ask to discard a session that has finished and only cleans up. The
-        # clean-up goes on.
+        # After a broken stream, the scheduler possibly asks to discard a session that has finished and only cleans up.
+        # The clean-up then continues.
         if session is None or session.key.claim > key.claim or session.progress.finished:
             return
         log.warning("the scheduler discards a session", action=key.action_id, message=message, other=claimed_by_other)
@@ -224,7 +224,7 @@ class SessionRegistry:
             self.disown(session)
 
     def hand_over(self) -> int:
-        """Leave every session and its running environment to the other agents of the pool.
+        """End every session in this agent, and leave the running environments to the other agents of the pool.
 
         Returns the number of sessions.
         """
@@ -262,18 +262,21 @@ class SessionRegistry:
                 session.request_stop(StopRequest(Reason.CANCELLED, message, None))
 
     def disown_all(self) -> None:
-        """Disown every environment, even one in removal, because the API server denies access to this agent."""
+        """Disown every environment, because the API server denies access to this agent.
+
+        An environment that is being removed is disowned too.
+        """
         for session in self.sessions.values():
             if session.environment is not None:
                 session.environment.disown()
 
     def abandon(self) -> None:
-        """Cancel all tasks of sessions and reports that have not ended by themselves."""
+        """Cancel the tasks of all attempts, including tasks that only report why an action got no session."""
         for task in self.attempt_tasks.values():
             task.cancel()
 
     async def idle(self) -> None:
-        """Wait until no session and no report is left."""
+        """Wait until every task of an attempt has ended."""
         while self.attempt_tasks:
             self.changed.clear()
             await self.changed.wait()

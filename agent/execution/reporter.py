@@ -47,7 +47,10 @@ class EventReporter:
         self.stage_seconds: dict[Stage, float] = {}
 
     def resume(self, stage: Stage | None, secrets: Mapping[str, str]) -> None:
-        """Continue an adopted session in the stage that the scheduler has stored, if any, with its secrets."""
+        """Continue an adopted session with its secrets, in the stage that the scheduler has stored.
+
+        If `stage` is None, the scheduler has stored no stage, and the current stage does not change.
+        """
         self.secrets = secrets
         self.made_masker = None
         if stage is not None:
@@ -68,7 +71,7 @@ class EventReporter:
         await self.send(StageChanged(stage, detail))
 
     async def send(self, event: Event) -> None:
-        """Send an event. Waits while the window of the session is full."""
+        """Send an event. Waits while the session's window of unacknowledged events is full."""
         await self.outlet.send(event)
 
     async def write_log(self, text: str, source: Source = Source.AGENT) -> None:
@@ -104,7 +107,7 @@ class EventReporter:
         self.trace.end()
 
     def masker(self) -> Masker:
-        """Return the masker of the session, which is made once. With many or long secrets this takes up to 0.1 s."""
+        """Return the masker of the session. The first call takes up to 0.1 s to create the masker."""
         if self.made_masker is None:
             self.made_masker = Masker(self.secrets)
         return self.made_masker

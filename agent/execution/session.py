@@ -1,8 +1,8 @@
 """One attempt of one action on this agent, from the arrival of the action until its environment is gone.
 
 A `Session` joins the parts of an attempt. `progress` is how far the attempt has come, `reporter` sends its events, and
-`stats` counts for the metrics. The session itself owns the stop request. `lifecycle` drives the session, `registry`
-owns the session.
+`stats` counts for the metrics. The session itself holds the stop request. `lifecycle` runs the steps of the session,
+and `registry` owns the session.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Session:
     # ---- stop requests
 
     def request_stop(self, request: StopRequest) -> None:
-        """Ask the session to end. The first request counts. After the outcome is decided, requests have no effect."""
+        """Ask the session to end. Later requests, and requests after the outcome is decided, have no effect."""
         if self.stop_request is None and self.progress.outcome is None:
             self.stop_request = request
             self.stop_requested.set()
@@ -124,7 +124,7 @@ class Session:
         self.request_stop(StopRequest(Reason.CANCELLED, cancel.message or "cancelled by request", cancel.grace))
 
     def clear_stop_request(self) -> None:
-        """Drop a stop request that has done its work, so that only a new request interrupts the next step."""
+        """Drop the stop request that has ended the previous step, so that only a new request ends the next step."""
         self.stop_request = None
         self.stop_requested.clear()
 
@@ -153,7 +153,7 @@ class Session:
         return True
 
     def restart_reporting(self) -> None:
-        """Go back to the last event that the scheduler still has. The environment and a decided outcome stay."""
+        """Go back to the last event that the scheduler still has. The environment and the outcome do not change."""
         reset = self.progress.take_reset()
         self.reporter.restart(reset.seq)
         if reset.cancel is not None:

@@ -1,7 +1,7 @@
 """What the metrics count of a session, collected while the session runs and added to the metrics at its end.
 
-A `SessionStats` belongs to one `Session` and lives as long as this session. A session that ends without an outcome
-(another agent has adopted it) is not counted, so that no action is counted twice.
+A `SessionStats` belongs to one `Session` and lives as long as this session. A session ends without an outcome when
+another agent has adopted it. Such a session is not counted, so that no action is counted twice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The waits of a session that no setting changes.
+"""The wait times of a session that are constants and not settings.
 
 The application creates one object per agent. Tests pass an object with short waits.
 """
@@ -18,10 +18,10 @@ UPLOAD_BACKOFF = wait_random_exponential(multiplier=0.2, max=5)
 
 @dataclass(frozen=True, slots=True)
 class SessionTimings:
-    """Waits in seconds, and how often and how fast a failed copy of files is tried again."""
+    """Wait times in seconds, and the number and the pauses of the tries to copy files."""
 
-    # Seconds that commands get beyond their grace period, until they count as impossible to stop. The same limit
-    # applies to the rest of the log after a stop request.
+    # Seconds after the grace period of a stop request until the agent gives up waiting for the end of the commands. The
+    # same limit applies to the rest of the log after a stop request.
     kill_margin: float = 20.0
     # Seconds to wait for the rest of a lost pod's log. If the node is unreachable, the API server would never end the
     # request for the log.

@@ -1,7 +1,7 @@
-"""Accept the connections of the HTTP port, within a bound on their number and on the time without a request.
+"""Accept the connections of the HTTP port. Limit their number and the time that a connection has no request.
 
-Any pod of the cluster may open connections, pods of actions included. A flood of connections must neither use up the
-file descriptors of the agent nor keep the kubelet's probe out. Lives as long as the port.
+Any pod of the cluster can open connections, even a pod that runs an action. Very many connections must neither use up
+the file descriptors of the agent nor block the probes of the kubelet.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ ACCEPT_PAUSE = 1.0
 
 
 class Connections:
-    """The open connections of the HTTP port. `protocol` creates the asyncio protocol of each connection."""
+    """The open connections of the HTTP port. One object lives as long as the port is open.
+
+    `protocol` creates the asyncio protocol of each connection.
+    """
 
     def __init__(self, protocol: Callable[[], asyncio.Protocol]) -> None:
         self.protocol = protocol

@@ -1,7 +1,7 @@
 """The HTTP port of the agent: status page (`/`), metrics (`/metrics`) and probes (`/livez`, `/readyz`).
 
-The server lives as long as the agent. Liveness depends only on the event loop of the agent. If the scheduler or the
-cluster cannot be reached, the kubelet must not restart an agent that has sessions.
+The server lives as long as the agent. The liveness probe checks only the event loop of the agent. It does not check the
+connections to the scheduler and the cluster, because a lost connection is no reason to restart an agent with sessions.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Http:
         try:
             listeners = await listen(self.settings.host, self.settings.port)
             self.port = listeners[0].getsockname()[1]
-            # aiohttp bounds neither the number of connections nor the time to the head of a request.
+            # aiohttp limits neither the number of connections nor the time until the head of a request is complete.
             self.connections = Connections(cast("Callable[[], asyncio.Protocol]", runner.server))
             async with asyncio.TaskGroup() as group:
                 for listener in listeners:

@@ -1,8 +1,8 @@
 """The status page: one page of HTML that shows the state of this replica and which actions it runs.
 
-Pure: a `Snapshot` goes in, a document comes out. The page needs no script and no other file. It shows names, stages,
-times and outcomes. It never shows commands, variables or logs. Messages are masked, as in the events that the scheduler
-gets.
+All functions are pure, and `page` makes an HTML document of a `Snapshot`. The page needs no script and no other file.
+The page shows names, stages, times and outcomes, but never commands, variables or logs. In messages, secrets are masked
+as in the events that the scheduler gets.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def session_item(session: SessionRow) -> str:
 
 
 def outcome_text(outcome: Outcome) -> str:
-    """Return reason, exit code and message in one line. "" for a plain success."""
+    """Return reason, exit code and message in one line. "" for a success without a message."""
     reason = outcome.reason.value if outcome.reason else ""
     code = f" (exit code {outcome.exit_code})" if outcome.exit_code else ""
     return f"{reason}{code}{': ' if reason and outcome.message else ''}{outcome.message[:MAX_MESSAGE]}"

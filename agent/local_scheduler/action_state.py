@@ -30,10 +30,11 @@ class ActionStatus(Enum):
 
 
 class Admission(Enum):
-    """What the scheduler does with an event from the owner of an attempt.
+    """What the scheduler does with an event that the owner of an attempt sends.
 
-    APPLY: the event has the next number. ACK: the event was applied before, so it is only acknowledged. DISCARD: the
-    action has ended, so the agent drops the session. GAP: events before this event are missing.
+    APPLY: the event has the next number, so the scheduler applies it. ACK: the event was applied before, so the
+    scheduler only acknowledges it. DISCARD: the action has ended, so the scheduler asks the agent to drop the session.
+    GAP: events before this event are missing, so the scheduler ends the agent's stream.
     """
 
     APPLY = "apply"
@@ -93,7 +94,7 @@ class ActionState:
         return replace(self, status=ActionStatus.ENDED, outcome=outcome)
 
     def elapsed(self, now: float) -> float:
-        """Return the seconds since the attempt went to an agent, 0 when it did not."""
+        """Return the seconds since the attempt went to an agent, 0 if no agent has got the attempt."""
         return max(0.0, now - self.started) if self.started else 0.0
 
 
@@ -108,9 +109,10 @@ def admission(state: ActionState, seq: int) -> Admission:
 
 
 def advance(state: ActionState, seq: int, event: Event | None, now: float) -> tuple[ActionState, EventBody | None]:
-    """Apply the next event of the attempt. Return the new state and the pipeline event for watchers, None if none.
+    """Apply the next event of the attempt. Return the new state and the event of the pipeline for watchers.
 
-    `event` is None for a kind that this version does not know. Such an event changes only `seq`.
+    The event for watchers is None if watchers get no such event. `event` is None for a kind that this version does not
+    know. Such an event changes only `seq`.
     """
     state = replace(state, seq=seq)
     match event:

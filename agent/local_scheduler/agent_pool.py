@@ -30,7 +30,7 @@ class AgentPool:
         self.streams[stream.pod] = stream
 
     def remove(self, stream: AgentStream) -> bool:
-        """Close and remove a stream. Return False when the agent's pod has a newer stream or none."""
+        """Close and remove a stream. Return False when the agent's pod has a newer stream or no stream."""
         stream.close()
         if self.streams.get(stream.pod) is not stream:
             return False

@@ -1,9 +1,10 @@
 """Decide which agent runs which action, and apply the agents' events.
 
 All decisions happen on one event loop, and no decision contains an `await`. Effects of a decision (a message to an
-agent, an acknowledgement) happen only after the store has written the decision. An attempt belongs to the highest claim
-seen so far, and lower claims get Discard. When an agent is lost, its actions wait for a limited time, the resume grace.
-In that time the agent may return, or another agent may adopt the sessions. Otherwise the next attempt starts.
+agent, an acknowledgement) happen only after the store has written the decision. An attempt belongs to the agent with
+the highest claim seen so far, and agents with lower claims get a Discard message. When an agent is lost, its actions
+wait for a limited time, the resume grace. If in this time neither the agent returns nor another agent adopts the
+sessions, the next attempts start.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class Dispatcher:
             stream.resume(record, adopted=session.adopted)
 
     def bind(self, record: ActionRecord, stream: AgentStream) -> None:
-        """Record that an agent has received an action and runs it."""
+        """Record that the agent of a stream has received an action and runs the action."""
         record.stop_grace_timer()
         self.agents.bind(record, stream)
         record.sent_to_agent = True
@@ -252,7 +253,7 @@ class Dispatcher:
             return
         match admission(record.state, seq):
             case Admission.ACK:
-                # A stored event may be acknowledged. An event that still waits for the store is acknowledged later.
+                # Only stored events are acknowledged. An event that still waits for the store is acknowledged later.
                 if record.stored_seq:
                     stream.ack(key, record.stored_seq)
             case Admission.DISCARD:
@@ -285,7 +286,7 @@ class Dispatcher:
         if event.why is Rejection.NO_SLOT or stream.health is None:
             stream.full_until_health = True
         else:
-            # The agent drains or has no cluster. It gets no action before its next health report.
+            # The agent drains or cannot use its cluster. The scheduler sends it no action until its next health report.
             stream.health = None
         if not assigned or record.state.status is not ActionStatus.RUNNING:
             return

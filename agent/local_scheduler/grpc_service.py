@@ -39,7 +39,7 @@ log = structlog.get_logger()
 PROTOCOL_VERSION = 1
 # The features of the contract that this scheduler has.
 FEATURES = (Feature.INPUTS,)
-# Clients may ping once a second. A message has at most 4 MiB, the default of gRPC.
+# A gRPC client may send at most one ping a second. A message has at most 4 MiB, the default of gRPC.
 OPTIONS = server_options(1.0, ("grpc.max_receive_message_length", 4 << 20))
 
 
@@ -57,8 +57,8 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         context: grpc.aio.ServicerContext[agent_pb2.AgentMessage, agent_pb2.SchedulerMessage],
     ) -> AsyncIterator[agent_pb2.SchedulerMessage]:
         """Serve the stream of one agent."""
-        # The registration is read before the token is checked. If a call is aborted while the client writes its first
-        # message, the client gets the status INTERNAL and not UNAUTHENTICATED.
+        # The registration is read before the token is checked. If a call is aborted while the agent writes its first
+        # message, the agent gets the status INTERNAL and not UNAUTHENTICATED.
         register = await self.read_registration(requests, context)
         await self.access.check_agent(context)
         if register.protocol_version != PROTOCOL_VERSION:
@@ -231,8 +231,8 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             await asyncio.to_thread(upload.feed, [translate.part(part) for part in chunk.parts])
             chunk = await anext(requests, None)
         async with record.upload_lock:
-            # `record_for_transfer` raises an error if the attempt is over. It is called before and after `finish`,
-            # because the attempt may end while this call waits for the lock or for `finish`.
+            # The attempt can end while this call waits for the lock or for `finish`. `record_for_transfer` raises an
+            # error if the attempt is over, so this method is called before and after `finish`.
             self.registry.record_for_transfer(key)
             files = await asyncio.to_thread(upload.finish, record.files)
             self.registry.record_for_transfer(key)
@@ -241,14 +241,14 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
 
 
 class CannotListen(AgentError):
-    """The server cannot listen on its address, or a file of TLS cannot be read."""
+    """The server cannot listen on its address, or a TLS file cannot be read."""
 
 
 async def start(dispatcher: Dispatcher, address: str, access: Access) -> tuple[grpc.aio.Server, int]:
     """Start a server on an address. Return the server and its port.
 
     Raises:
-        CannotListen: the server cannot listen on the address, or a file of TLS cannot be read.
+        CannotListen: the server cannot listen on the address, or a TLS file cannot be read.
     """
     server = grpc.aio.server(options=OPTIONS)
     agent_pb2_grpc.add_SchedulerServicer_to_server(AgentService(dispatcher, access), server)

@@ -1,6 +1,7 @@
-"""The service that `sealci-agent submit` and its sister commands call, and what both services of the scheduler share.
+"""The gRPC service for the commands that submit, watch, cancel, list and download, such as `sealci-agent submit`.
 
-The service lives as long as the server. It keeps no state of its own.
+The service lives as long as the server and keeps no state of its own. The module also has the checks of tokens and the
+handling of errors, which the service for agents uses too.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
 class Access:
     """The files that decide which calls are accepted. They are read at each call, so that they can be replaced.
 
-    `token_file` None: no token is required. `cert_file` and `key_file` None: plaintext. `ca_file` None: clients need
-    no certificate. `submit_token_file` None: the token of agents is also the token of people who submit.
+    If `token_file` is None, no token is required. If `cert_file` and `key_file` are None, the server has no TLS. If
+    `ca_file` is None, the callers need no certificate. If `submit_token_file` is None, the token of agents is also the
+    token of people who submit pipelines.
     """
 
     token_file: Path | None = None
@@ -70,12 +72,12 @@ class FilesNotStored(AgentError):
     """The files of an upload cannot be written to the disk."""
 
 
-# Number of bytes of a file in one message.
+# Maximum number of bytes of a file in one message.
 PART_BYTES = 256 << 10
 
 
 class FileUnknown(AgentError):
-    """An action has no such file."""
+    """The action has no file with the requested path."""
 
 
 # The errors that abort a call, with the status of the call. The error's message becomes the details of the status.
@@ -96,7 +98,7 @@ STATUS_CODES: dict[type[AgentError], grpc.StatusCode] = {
 
 @contextlib.asynccontextmanager
 async def aborts(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
-    """When the body raises an error of `STATUS_CODES`, abort the call with the status of this error."""
+    """If the `with` block raises an error of `STATUS_CODES`, abort the call with the status of this error."""
     try:
         yield
     except tuple(STATUS_CODES) as error:
@@ -104,7 +106,7 @@ async def aborts(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[N
 
 
 class LocalService(local_pb2_grpc.LocalServicer):
-    """The service that `sealci-agent submit` calls. It lives as long as the server."""
+    """The service that commands such as `sealci-agent submit` call. It lives as long as the server."""
 
     def __init__(self, dispatcher: Dispatcher, access: Access) -> None:
         self.dispatcher = dispatcher

@@ -29,9 +29,10 @@ class ActionRecord:
 
     `agent_id` is the connected agent that has the action now, "" when none has. `sent_to_agent`: an agent may have
     received the attempt. `stored_seq` is the last event number that may be acknowledged. `grace_timer` runs while the
-    action waits for its lost agent. `upload` is the copy of files that runs now, and `upload_lock` makes a second
-    upload wait for the first. `inputs` are the files of other actions, None until they are selected. `download` is the
-    call that sends inputs now. `waits_for` is the reported reason why the action stays in the queue, "" for none.
+    action waits for its lost agent. `upload` is the upload of files that runs now, None without one. `upload_lock`
+    ensures that only one upload of an action at a time moves its files into the action's folder. `waits_for` is the
+    reported reason why the action stays in the queue, "" for none. `inputs` are the files of other
+    actions, None until they are selected. `download` is the call that sends inputs now, None without one.
     """
 
     plan: PipelineAction

@@ -197,7 +197,7 @@ class PipelineRegistry:
         return any(record.plan.features for run in open_runs for record in run.records.values())
 
     def ready_records(self) -> Iterator[ActionRecord]:
-        """Yield the waiting actions whose needs have all succeeded. End those whose inputs are missing."""
+        """Yield the waiting actions for which all actions in `needs` have succeeded. End those whose inputs are missing."""
         for record in self.open_records():
             needed = (record.run.records[need].state.outcome for need in record.plan.needs)
             if record.state.status is ActionStatus.WAITING and all(
@@ -229,7 +229,7 @@ class PipelineRegistry:
         """Change the state of an action and queue the change for the store.
 
         `bodies` become events of the pipeline. `then` is called after the change is stored. `files` replaces the list
-        of the action's files. If the action ended without success, the actions that need it are cancelled.
+        of the action's files. If the action ended without success, the actions that need this action are cancelled.
 
         Raises:
             StoreFailed: nothing more can be stored.

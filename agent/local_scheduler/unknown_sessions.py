@@ -1,9 +1,9 @@
 """Sessions that agents report and that the scheduler has no record of.
 
 Unknown sessions exist after a state loss of the scheduler, and when an agent of another scheduler connects. When the
-scheduler does not know a pipeline, `submit` sends the pipeline again. An unknown session therefore waits for its
-pipeline. While a session waits, the scheduler neither resumes nor discards the session, and acknowledges none of its
-events. After the grace period the session is discarded.
+scheduler does not know a pipeline, `submit` sends the pipeline again. The scheduler therefore waits for the pipeline of
+an unknown session. While a session waits, the scheduler neither resumes nor discards the session, and acknowledges none
+of its events. If the pipeline does not arrive within the grace period, the scheduler discards the session.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The events of a pipeline, which the local scheduler stores and sends to watchers.
 
-The scheduler numbers the events of a pipeline without gaps. Any number of watchers may read them. Events that an agent
-reports have the types of `agent.domain.events`. This module has the types of events that only the scheduler creates.
+The scheduler numbers the events of a pipeline without gaps. Any number of watchers can read the events. Events that an
+agent reports have the types of `agent.domain.events`. This module has the types of events that only the scheduler
+creates.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The errors of a pipeline file, each with its line and with a caret below the wrong key or value.
 
-A `Document` lives while one file is read. It collects the problems, so that one try shows a user all of them.
+A `Document` lives while one file is read. It collects the problems, so that one try shows a user all problems.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 MAX_PROBLEMS = 20
 # Maximum number of characters of a message, so that a long value of the file does not fill the screen.
 MAX_MESSAGE = 500
-# Maximum number of characters of a line of the file in an error, and of those before the wrong key or value.
+# Maximum number of characters that an error shows of a line of the file.
 MAX_EXCERPT = 100
+# Maximum number of characters that an error shows before the wrong key or value.
 MAX_BEFORE = 60
 
 
@@ -68,7 +69,8 @@ class Document:
         self.source = source
         self.text = text
         self.problems: dict[tuple[Place, str], Problem] = {}
-        # By `id`: the mappings with a key that is not allowed. This key may be a misspelt one that is missing.
+        # The `id` of each YAML node that is a mapping with a key that is not allowed. If another key of this mapping is
+        # missing, the key that is not allowed is perhaps the missing key, misspelt.
         self.misspelt: set[int] = set()
 
     @cached_property
@@ -82,7 +84,7 @@ class Document:
         return Problem(f"{self.source}:{place.line + 1}: {message}", self.excerpt(place), place)
 
     def add(self, *problems: Problem) -> None:
-        """Note problems. A problem that is already noted is not noted twice.
+        """Add problems to those that were found. A problem that was added before is not added twice.
 
         Raises:
             PipelineFileError: the number of problems has reached the limit.
@@ -100,7 +102,7 @@ class Document:
 
     @contextlib.contextmanager
     def collect(self) -> Iterator[None]:
-        """Note the problems of an error that the block raises, and go on after the block.
+        """Add the problems of an error that the `with` block raises, and continue after the block.
 
         Raises:
             PipelineFileError: the number of problems has reached the limit.
@@ -125,12 +127,12 @@ class Document:
 
 
 def printable(text: str) -> str:
-    """Return a text with a space for each tab and a question mark for each other character that shows nothing."""
+    """Return a text with a space for each tab and a question mark for each other unprintable character."""
     return "".join(letter if letter.isprintable() else " " if letter == "\t" else "?" for letter in text)
 
 
 def columns(text: str) -> int:
-    """Return the number of columns of a terminal that a text takes."""
+    """Return the number of terminal columns that a text is wide."""
     return sum(
         0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
         for letter in text

@@ -165,7 +165,7 @@ def parse(text: str, source: str) -> Pipeline:
 
 
 def read_actions(root: Value) -> tuple[str, tuple[PipelineAction, ...]]:
-    """Return the name and the actions of a pipeline. Problems are noted in the document of `root`."""
+    """Return the name and the actions of a pipeline. Problems are added to the `Document` of `root`."""
     if root.is_mapping and "configuration" in root.mapping("a mapping"):
         action_name = "action"
         keys = root.mapping("a mapping", ("name", *(key for key in ACTION_KEYS if key not in BETWEEN_ACTIONS)))
@@ -205,7 +205,10 @@ def read_action_name(value: Value) -> str:
 
 
 def check_name(name: str, value: Value) -> None:
-    """Refuse a name that is no safe file name. Logs and artifacts are stored under the name, which is a key."""
+    """Refuse an action's name that is no safe file name, because logs and artifacts are stored under this name.
+
+    `value.key` is the YAML node of the name.
+    """
     if not NAME.fullmatch(name) or ".." in name:
         value.refuse_key(
             "is not an action name: 1 to 64 letters, digits, '.', '_' and '-', "
@@ -221,7 +224,7 @@ def optional(keys: Mapping[str, Value], name: str, reader: Callable[[Value], Res
 
 
 def read_action(name: str, value: Value, keys: Mapping[str, Value]) -> PipelineAction:
-    """Return an action. Each key that is wrong is noted, and gets its default."""
+    """Return an action. For each key with a wrong value, a problem is added and the default is used."""
     for required, what in (("configuration", "{container: IMAGE}"), ("commands", "a list of commands")):
         with value.document.collect():
             if required not in keys:
@@ -290,9 +293,9 @@ def all_needs(action: PipelineAction) -> tuple[str, ...]:
 
 
 def find_circle(actions: Sequence[PipelineAction]) -> list[str]:
-    """Return a circle of needs: each action needs the next, and the first name is also the last.
+    """Return names of actions of which each needs the next. The first name, repeated at the end, closes the circle.
 
-    The circle is empty if there is none. It starts with the action that comes first in the file.
+    The circle starts with the action that comes first in the file. Without a circle, the list is empty.
     """
     try:
         TopologicalSorter({action.name: action.needs for action in actions}).prepare()

@@ -1,7 +1,7 @@
 """The JSON schema of pipeline files, for editors. `docs/pipeline.schema.json` holds its text.
 
-The schema follows the keys and patterns of the reader, and `agent.pipeline.parser` stays the only judge: an editor
-knows no policy, and cannot see that needs form a circle. Pure.
+The schema has the keys and patterns that `agent.pipeline.parser` accepts. Only this parser decides whether a file is
+valid, because a schema cannot express the policy and cannot detect that needs form a circle. All functions are pure.
 """
 
 from __future__ import annotations

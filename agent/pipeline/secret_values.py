@@ -26,11 +26,11 @@ MAX_VALUES = 1 << 20
 
 
 class SecretsError(AgentError):
-    """A secret has no value or a value that no container can get, or the file of secrets is not valid."""
+    """A secret has no value or a value that is not UTF-8, the values are too large, or the secrets file is invalid."""
 
 
 def find_secrets(names: Sequence[str], environ: Mapping[str, str], file: Path | None = None) -> dict[str, str]:
-    """Return the values of secrets by name. A line NAME=VALUE of `file` wins over a variable of `environ`.
+    """Return the values of secrets by name. A line NAME=VALUE of `file` overrides a variable of `environ`.
 
     Raises:
         SecretsError: a secret has no value, or the file is not valid. The message contains no value.

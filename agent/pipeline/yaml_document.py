@@ -40,7 +40,7 @@ BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, 
 
 NOT_SUPPORTED = "the agent has nothing like it"
 OTHER_FILE = "this may be the file of another CI system (`sealci-agent init` writes an example)"
-# Keys of the files of other CI systems, and what to write instead.
+# Keys that other CI systems use in their files, and what to write in a pipeline file instead.
 OTHERS_KEYS = {
     "image": "write configuration: {container: IMAGE}",
     "container": "write configuration: {container: IMAGE}",
@@ -62,7 +62,7 @@ class Value:
     key: yaml.Node | None = None
 
     def problem(self, message: str, node: yaml.Node | None = None) -> Problem:
-        """Return a problem of this value. Its place is the value, or `node`."""
+        """Return a problem of this value. The problem's place is that of `node`, or of this value if `node` is None."""
         path = ".".join(self.path)
         return self.document.problem(place_of(node or self.node), f"{path + ': ' if path else ''}{message}")
 
@@ -77,14 +77,15 @@ class Value:
     def refuse_missing(self, message: str) -> NoReturn:
         """Raise `PipelineFileError` for a mapping that lacks a key.
 
-        The error has no problem if the mapping has a key that is not allowed, because this key may be the misspelt one.
+        If the mapping also has a key that is not allowed, the error has no problem, because this key is perhaps the
+        missing key, misspelt.
         """
         raise PipelineFileError(
             *(() if id(self.node) in self.document.misspelt else (self.problem(message, self.key),))
         )
 
     def attempt(self, reader: Callable[[Value], Result], default: Result) -> Result:
-        """Return what `reader` makes of this value. If the value is refused, note the problem and return `default`."""
+        """Return what `reader` makes of this value. If `reader` refuses it, add the problem and return `default`."""
         with self.document.collect():
             return reader(self)
         return default
@@ -112,7 +113,7 @@ class Value:
     def mapping(self, what: str, allowed: Iterable[str] = ()) -> dict[str, Value]:
         """Return the values by key. `what` names the wanted type.
 
-        If `allowed` is not empty, other keys are noted as problems and left out.
+        If `allowed` is not empty, a problem is added for each other key, and the key is left out.
         """
         if not isinstance(self.node, yaml.MappingNode):
             self.refuse(f"must be {what}, not {self.kind}")
@@ -211,18 +212,18 @@ def read_document(text: str, source: str) -> Value:
 
 
 class Loader(yaml.SafeLoader):
-    """Composes the nodes of one text. It stops at the limits, so that a small file cannot cost minutes."""
+    """Composes the nodes of one text. It stops at the limits, so that a small file cannot take minutes."""
 
     def __init__(self, document: Document) -> None:
         super().__init__(document.text)
         self.document = document
         self.depth = 0
         self.nodes = 0
-        # The last quoted text: its first and its last mark.
+        # Start and end of the last quoted text.
         self.quote: tuple[yaml.Mark, yaml.Mark] | None = None
 
     def scan_flow_scalar(self, style: str) -> yaml.ScalarToken:
-        """Read a quoted text, and note where it stands. A quote without an end takes in the lines below it."""
+        """Read a quoted text, and record its start and end. Without a closing quote, the text includes later lines."""
         token = super().scan_flow_scalar(style)
         self.quote = (token.start_mark, token.end_mark)
         return token
@@ -231,7 +232,7 @@ class Loader(yaml.SafeLoader):
         """Return the next node.
 
         Raises:
-            PipelineFileError: the node is nested too deeply, or is one too many.
+            PipelineFileError: the node is nested too deeply, or the document has too many nodes.
         """
         self.check_depth(self.depth)
         if self.nodes >= MAX_NODES:
@@ -243,7 +244,7 @@ class Loader(yaml.SafeLoader):
         return node
 
     def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
-        """Read `[` or `{`. The scanner runs ahead of the composer, so the depth is checked here too."""
+        """Read `[` or `{`. PyYAML scans tokens ahead of `compose_node`, so the depth is checked here too."""
         self.check_depth(self.flow_level)
         super().fetch_flow_collection_start(token)
 
@@ -339,7 +340,7 @@ def check_size(node: yaml.Node, size: tuple[int, int], document: Document) -> No
 
 
 def check_tag(node: yaml.Node, document: Document) -> None:
-    """Refuse tags of other systems. Without their meaning, `!reference [a, b]` would be a list of two commands."""
+    """Refuse YAML tags of other CI systems. If tags were ignored, `!reference [a, b]` would be a list of commands."""
     if node.tag not in TAGS:
         tag = f"!!{node.tag.removeprefix(STANDARD)}" if node.tag.startswith(STANDARD) else node.tag
         Value(node, document).refuse(f"the tag {tag!r} is not known; a pipeline file has no tags")

@@ -1,7 +1,7 @@
 """gRPC channels and servers: options, TLS and the bearer token, the same at both ends of every connection.
 
 The agent, the local scheduler and `sealci-agent submit` all build their channels and servers from these functions.
-Nothing here keeps state. Files are read at each call, so that certificates and tokens can be replaced at run time.
+The functions keep no state. They read files at each call, so that certificates and tokens can be replaced at run time.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TlsFiles(Protocol):
 
 
 class FileUnreadable(OSError):
-    """A file of TLS or the token file cannot be read. `field` is the setting's name, such as `ca_file`."""
+    """A TLS file or the token file cannot be read. `field` is the setting's name, such as `ca_file`."""
 
     def __init__(self, field: str, error: OSError) -> None:
         super().__init__(error.errno, error.strerror, error.filename)
@@ -99,7 +99,7 @@ def open_channel(
     `server_name` replaces the host of the address when the server's certificate is checked.
 
     Raises:
-        FileUnreadable: a file of TLS cannot be read.
+        FileUnreadable: a TLS file cannot be read.
     """
     if tls is None:
         return aio.insecure_channel(address, options=options)
@@ -150,7 +150,7 @@ def read_certificates(tls: TlsFiles) -> grpc.ServerCertificateConfiguration:
 
 
 def token_metadata(file: Path | None) -> tuple[tuple[str, str], ...]:
-    """Return the metadata that carries the token of a file. Without a file, no metadata.
+    """Return the metadata that carries the token of a file. If `file` is None, return an empty tuple.
 
     Raises:
         FileUnreadable: the file cannot be read.

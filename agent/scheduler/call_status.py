@@ -1,7 +1,7 @@
 """What the end of a gRPC call means for the connection to the scheduler.
 
 Both protocols use this module, `stream` and `classic`. gRPC errors are translated here, so no other module handles gRPC
-errors. Nothing here keeps state.
+errors. The functions keep no state.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from agent.settings import SchedulerSettings
     from agent.telemetry.metrics import Metrics
 
-# Ends of a connection, by `kind`, that the log treats as one outage: the scheduler cannot be reached.
+# Values of `ConnectionBroken.kind` with the same meaning: the scheduler cannot be reached. If one of these values
+# follows another, the agent does not log the outage again.
 OUTAGES = frozenset({"closed", "unavailable", "silent"})
 
 log = structlog.get_logger(__name__)
@@ -31,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Waits of the reconnect loop, in seconds. The longest pause is the setting `scheduler.reconnect_max`."""
+    """Wait times of the reconnect loop, in seconds. The longest pause is the setting `scheduler.reconnect_max`."""
 
     first_pause: float = 0.5
     """Bound of the pause after the first failure. The bound doubles with each failure."""
@@ -90,7 +91,7 @@ class Reconnector:
                     await self.pause(self.pause_after(error))
 
     def close(self) -> None:
-        """End the loop. The caller ends the current connection."""
+        """End the reconnect loop. The caller must end the current connection itself."""
         self.closing.set()
 
     def on_connected(self) -> None:
@@ -101,7 +102,7 @@ class Reconnector:
         self.logged_outages.clear()
 
     def on_disconnected(self) -> None:
-        """Record the end of the connection, or of a try that never got a connection."""
+        """Record that the connection has ended, or that it could not be opened."""
         if self.connected.is_set() and time.monotonic() - self.connected_since >= self.timings.stable_after:
             self.backoff.reset()
         self.connected.clear()

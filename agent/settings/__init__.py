@@ -1,9 +1,10 @@
 """Read the settings of the agent from defaults, a YAML file, the environment and flags.
 
-Later sources win: defaults < YAML file (`--config` or `SEALCI_CONFIG`) < `SEALCI_*` (two underscores nest:
-`SEALCI_AGENT__SLOTS=20`) < flags. A setting never holds a secret, only the path of a file with the secret. Secrets can
-therefore be rotated and never show in a process list. One `Settings` is read at the start and lives as long as the
-process. The descriptions are also the documentation: `docs/settings.md` and the chart's values are generated from them.
+Each source overrides the sources before it: defaults, YAML file (`--config` or `SEALCI_CONFIG`), `SEALCI_*` variables,
+flags. In a variable's name, two underscores separate section and key: `SEALCI_AGENT__SLOTS=20`. A setting never holds a
+secret, only the path of a file with the secret. Secrets can therefore be rotated and never show in a process list. One
+`Settings` is read at the start and lives as long as the process. `docs/settings.md` and the chart's values are
+generated from the descriptions of the settings.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources of settings. Earlier sources win: flags, environment, file."""
+        """Return the sources of settings. Each source overrides the sources after it: flags, environment, file."""
         # The agent reads no .env file and no folder of secrets.
         del dotenv_settings, file_secret_settings
         return (init_settings, env_settings, YamlConfigSettingsSource(settings_cls))

@@ -93,7 +93,7 @@ class ClassicSettings(Section):
 
     @property
     def admits_anyone(self) -> bool:
-        """Whether any peer on other machines can run actions without a client certificate."""
+        """Whether every caller on another machine can run actions without a client certificate."""
         host = self.listen.strip("[]")
         loopback = host == "localhost" or host == "::1" or host.startswith("127.")
         return self.ca_file is None and not loopback and not self.callers

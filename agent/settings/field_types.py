@@ -37,7 +37,7 @@ def checked_caller(value: str) -> str:
     """Return the text unchanged.
 
     Raises:
-        ValueError: the text is neither a network, nor an address, nor the word `scheduler`, or it is every address.
+        ValueError: the text is neither `scheduler` nor an IP address or network, or the network has every address.
     """
     if value != "scheduler" and not ipaddress.ip_network(value).prefixlen:
         raise ValueError(f"{value} contains every address")

@@ -118,6 +118,11 @@ class EnvironmentSettings(Section):
         description="Requests and limits of container `repository`. An empty quantity removes one of the default.",
     )
     grace: Duration = Field(10.0, description="Time between SIGTERM and SIGKILL when commands are stopped.")
+    nudge_kubelet: bool = Field(
+        True,
+        description="Make the kubelet look at a pod as soon as its commands ended, "
+        "by small resizes of container `helper` (`pods/resize`). Has an effect on Kubernetes 1.36 and newer.",
+    )
     pipefail: bool = Field(
         False,
         description="Run commands with `set -o pipefail` where the image's shell has it. An action can ask otherwise.",

@@ -19,7 +19,10 @@ TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.Excepti
 
 
 def put_common_keys_first(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Return the keys of a log line in the order time, level, event, then the others. People read them as a table."""
+    """Return the keys of a log line in the order time, level, event, then the others.
+
+    With the same order in each line, people can read the log like a table.
+    """
     return {key: event[key] for key in ("timestamp", "level", "event") if key in event} | dict(event)
 
 

@@ -51,6 +51,7 @@ API_REQUESTS = (
     ("list", "events"),
     ("get", "version"),
     ("patch", "pods"),
+    ("patch", "pods/resize"),
     ("list", "leases"),
     ("watch", "leases"),
     ("create", "leases"),
@@ -60,6 +61,7 @@ API_REQUESTS = (
 REQUEST_PRIORITIES = ("alive", "going", "new")
 RESPONSE_CODES = ("2xx", "4xx", "5xx", "error")
 DISCONNECT_REASONS = ("closed", "unavailable", "unauthenticated", "refused", "silent", "rotated", "error")
+NUDGE_RESULTS = ("accepted", "refused", "failed", "skipped")
 LOG_DROP_REASONS = ("line_limit", "total_limit", "gap")
 SESSION_STAGES = ("setup", "commands", "artifacts", "cleanup")
 ARTIFACT_FAILURE_REASONS = ("lost", "timeout", "broken", "refused")
@@ -73,7 +75,7 @@ SURVIVING_COMPONENTS = ("session", "stream", "watch", "http")
 
 
 class Metrics:
-    """All metrics of one agent, with their registry. The wiring creates the only instance of a process."""
+    """All metrics of one agent, with their registry. A process has only one instance."""
 
     def __init__(self, version: str = "0", settings: MetricsSettings = DEFAULT_SETTINGS) -> None:
         self.registry = CollectorRegistry()
@@ -188,6 +190,9 @@ class Metrics:
             self.settings.request_buckets,
             "rank",
         )
+        self.nudges = self.counter(
+            "kubelet_nudges", "Resizes of container `helper` that make the kubelet look at a pod at once.", "result"
+        )
         self.watch_restarts = self.counter("watch_restarts", "Watches re-opened after they ended.")
         self.environments = self.gauge("environments", "Environments that this agent owns.")
         self.swept = self.counter("swept", "Orphans that a sweep deleted.", "kind")
@@ -233,6 +238,7 @@ class Metrics:
         create_series(self.actions_running, SESSION_STAGES)
         create_series(self.artifact_failures, ARTIFACT_FAILURE_REASONS)
         create_series(self.request_wait, REQUEST_PRIORITIES)
+        create_series(self.nudges, NUDGE_RESULTS)
         create_series(self.swept, ("pod", "lease"))
         create_series(self.internal_errors, SURVIVING_COMPONENTS)
         for direction, kinds in STREAM_MESSAGES.items():

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from agent.domain.outcome import Outcome
     from agent.settings import AgentSection, TracesSettings
 
-# Seconds until one request to the collector fails.
+# Timeout of one request to the collector, in seconds.
 EXPORT_SECONDS = 5.0
-# Seconds until the remaining spans are dropped at shutdown.
+# Maximum number of seconds that the shutdown waits for the export of the remaining spans. Later spans are lost.
 CLOSE_SECONDS = 3.0
 PROPAGATOR = TraceContextTextMapPropagator()
 

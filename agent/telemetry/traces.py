@@ -1,8 +1,8 @@
 """Traces of actions: in which stage each action was, and for how long.
 
 A `Trace` lives as long as its session. Without a collector (the default), a `Trace` only passes the scheduler's trace
-context on to the commands. If `traces.endpoint` is set, `otel` turns the same calls into spans. No call waits, and no
-failure of a collector reaches a session.
+context on to the commands. If `traces.endpoint` is set, the classes of module `otel` create spans in these methods. No
+method of a `Trace` blocks, and an error of the collector never affects a session.
 """
 
 from __future__ import annotations

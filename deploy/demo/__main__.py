@@ -41,7 +41,6 @@ VALUES = {
     # The demo serves its repository by git's own protocol, which the agent refuses by default.
     "policy": {"repository_schemes": ["https", "ssh", "git"]},
 }
-# The metrics that the demo prints.
 METRICS = re.compile(r"sealci_agent_(slots|actions_completed_total|log_bytes_total|artifact_(files|bytes)_total)\b")
 # Label selectors that together find all objects of the agents and the chart. Each key lists resource types for kubectl.
 CREATED_OBJECTS = {
@@ -106,13 +105,13 @@ def main() -> int:
 
 
 def next_commands(kubeconfig: str, folder: Path) -> list[str]:
-    """Return three commands for a user who stands in `folder`, each ready to be pasted into a shell.
+    """Return three shell commands for a user whose current folder is `folder`.
 
-    They name the kubeconfig only if `sealci-agent` would not find the cluster by itself.
+    The commands set KUBECONFIG only if `sealci-agent` would not find the cluster by itself.
     """
     found = find_local_cluster(ClusterSettings())
     prefix = "" if found is not None and found.samefile(kubeconfig) else f"KUBECONFIG={shlex.quote(kubeconfig)} "
-    # This is the agent of the virtual environment that runs the demo. The path is as short as it can be.
+    # This is the `sealci-agent` of the virtual environment that runs the demo, as a path relative to `folder`.
     command = prefix + shlex.quote(os.path.relpath(Path(sys.executable).with_name("sealci-agent"), folder))
     names = ("pipeline.yaml", *(f"pipeline-{number}.yaml" for number in range(2, 100)))
     file = next(name for name in names if not (folder / name).exists())
@@ -132,7 +131,7 @@ def kubectl(*arguments: str) -> str:
 
 
 def install(stack: contextlib.ExitStack) -> None:
-    """Install the chart. When `stack` is closed, it uninstalls the chart and deletes the namespace."""
+    """Install the chart. When `stack` is closed, the chart is uninstalled and the namespace is deleted."""
     helm = verb("helm")
     stack.callback(subprocess.run, [verb("kubectl"), "delete", "namespace", NAMESPACE, "--wait=true"], check=False)
     command = [helm, "install", RELEASE, str(ROOT / "charts" / "sealci-agent"), "--namespace", NAMESPACE]

@@ -1,8 +1,8 @@
 """Serve the source of a published Python package in a git repository, for the demo and for e2e tests.
 
 pip downloads the package's sdist, and the wheels that its tests need, into a folder that later runs use again. The
-repository contains the source and the wheels, because pods may reach nothing but the repository. `git daemon` serves
-the repository at an address that pods can reach.
+repository contains the source and the wheels, because the pods of some clusters can reach nothing else. `git daemon`
+serves the repository at an address that pods can reach.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def serve_git(folder: Path, address: str) -> Iterator[str]:
 
 
 def free_port(address: str) -> int:
-    """Return a port at which no process listens. Another process may take the port before the caller uses it."""
+    """Return a port at which no process listens. Another process can take the port before the caller uses it."""
     with socket.create_server((address, 0)) as server:
         port: int = server.getsockname()[1]
         return port

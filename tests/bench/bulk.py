@@ -78,7 +78,7 @@ async def measure(namespace: str) -> list[Row]:
 async def logs(scheduler: MinimalScheduler, agent: Agent, seen: Observer) -> list[Row]:
     """Measure the copy of a log that is written at full speed. Return the rows.
 
-    The agent, `kubectl logs -f` and `kubectl exec cat` copy such a log in turn.
+    The agent, `kubectl logs -f` and `kubectl exec cat` each copy one such log, one after the other.
     """
     own, cat, followed, kept, cpu = [], [], [], [], []
     for _ in range(TIMES):
@@ -135,9 +135,10 @@ async def files(
     unit: str,
     target: str,
 ) -> Row:
-    """Copy the same files out of the same container, first by `kubectl exec tar`, then by the agent.
+    """Copy the same files out of the same container, first by `kubectl exec tar`, then by the agent. Return the row.
 
-    `command` makes the files. `count` is their amount in the unit before the slash in `unit`. Return the row.
+    `command` is the shell command that creates the files. `unit` is the unit of the rate, such as `MiB/s`. `count` is
+    the size or the number of the files, in the unit before the slash.
     """
     own, raw, cpu = [], [], []
     for _ in range(TIMES):

@@ -1,4 +1,7 @@
-"""Results of two fault tests as rows: lines lost over resets and an adoption, and pods left after random faults.
+"""Results of two fault tests as rows of the benchmark.
+
+One test counts the log lines that are lost during connection resets and an adoption. The other test counts the pods
+that are left after random faults.
 
 `quick` runs the tests in the size of `make test`, `soak` in the size of `make soak`. The tests themselves fail if a
 line is lost or a pod is left. Only the benchmark reports how soon pods are deleted.

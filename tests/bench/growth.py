@@ -1,4 +1,7 @@
-"""Growth of one replica over 10,000 actions: memory, tasks and sockets of the idle agent, before and after them."""
+"""Growth of one replica over 10,000 actions.
+
+The experiment measures memory, tasks and sockets of the idle agent, before and after these actions.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 kwok reports that each pod runs, and a second later that the pod has succeeded. The API server, etcd, the scheduler of
 Kubernetes and admission are real. kwok simulates the container, its exit code, its termination message, and its log.
 The nonce in the termination message comes from the command line of the container. All pods share one log file with one
-line. The log has no last marker, so the agent requests each log a second time, one second after the end.
+line. This log lacks the marker that the supervisor writes at the end. So the agent requests each log a second time, one
+second after the container's end.
 """
 
 from __future__ import annotations

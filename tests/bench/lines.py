@@ -1,11 +1,12 @@
 """Delay of a log line from the container to the scheduler, compared with a raw follower of the same container.
 
 A raw follower is a plain log request of the benchmark, to the same API server and with the same client as the agent's
-request. Raw followers read a few of the containers. The difference of both delays is the time that the agent adds. The
-writers start no process per line, so that the writers do not limit the result.
+request. Raw followers read a few of the containers. The time that the agent adds is the agent's delay minus the delay
+of the raw follower. The writers start no process per line, so that the writers do not limit the result.
 
-The experiment with 200 sessions uses a scripted API server (scripted/api.py). A node of two cores cannot deliver 4,000
-lines a second. There, the raw followers were half a second late too, and the kubelet ended their requests.
+The experiment with 200 sessions uses a scripted API server (scripted/api.py), because a node of two cores cannot
+deliver 4,000 lines a second. On such a node, the raw followers were half a second late too, and the kubelet ended their
+requests.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Lines:
     def take(self, data: bytes, now: float) -> None:
         """Record `now` as the arrival time of each complete line in a piece of the log.
 
-        In a raw log, the header of a frame may stand before a line. It ends with BEL.
+        In a raw log, the header of a frame can precede a line. The header ends with BEL and is not part of the line.
         """
         *whole, self.rest = (self.rest + data).split(b"\n")
         for line in whole:
@@ -72,7 +73,7 @@ class Lines:
     def late(self) -> list[float]:
         """Return the delays of the lines in ms, from the time in the line to the line's arrival.
 
-        A raw log also has lines with markers of the supervisor. They are left out.
+        A raw log also has lines with markers of the supervisor. The result has no delay for these lines.
         """
         return [1000 * (now - float(line)) for line, now in self.came.items() if line and line[0] != MARKER]
 
@@ -82,7 +83,8 @@ class Trickle:
     """Results of one run of the experiment, with delays in ms.
 
     `own` are the delays of lines that the agent has sent, and `raw` the delays of lines at the raw followers. `more`
-    are the differences between both for the same line. `cpu` is the CPU time of the agent per line in µs.
+    has the difference `own` - `raw` for each line that has arrived both ways. `cpu` is the CPU time of the agent per
+    line in µs.
     """
 
     own: list[float]
@@ -168,7 +170,7 @@ def result(own: list[Lines], raw: list[Lines], cpu: float) -> Trickle:
         1000 * (mine.came[line] - now)
         for mine, theirs in zip(own, raw, strict=False)
         for line, now in theirs.came.items()
-        # A raw log also has markers, which the agent removes from its log. They have no time in the agent's log.
+        # Lines with markers are only in the raw log, because the agent sends no markers to the scheduler.
         if line in mine.came
     ]
     late = [each for mine in own for each in mine.late]
@@ -185,7 +187,7 @@ async def raw_follower(client: Client, seen: Observer, given: Given, lines: Line
     async def follow() -> None:
         path = f"/api/v1/namespaces/{seen.namespace}/pods/{seen.names[given.action.action_id]}/log"
         query = {"container": "helper", "follow": "true"}
-        while given.outcome is None:  # A busy kubelet may end the request early, so repeat the request.
+        while given.outcome is None:  # A busy kubelet can end the request early, so repeat the request.
             async with client.stream("get", "pods/log", path, query=query, timeout=FOREVER) as answer:
                 async for data, _ in answer.content.iter_chunks():
                     lines.take(data, time.time())

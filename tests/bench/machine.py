@@ -31,7 +31,7 @@ def sockets_of(pid: int) -> int:
     """Return the number of open sockets of a process."""
     count = 0
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        # The process may close a descriptor after the list of descriptors was read.
+        # The process can close a descriptor after the list of descriptors was read.
         with suppress(FileNotFoundError):
             count += os.readlink(link).startswith("socket:")
     return count

@@ -2,8 +2,8 @@
 
 The watch lasts as long as an experiment. The added time has two parts. The first part lasts from the scheduler's
 message until the pod appears in the watch. The second part lasts from the exit code in the watch to the outcome at the
-scheduler. Both contain the time of gRPC and of the agent, and the first also the API server's time for the creation.
-The agent and the benchmark see the exit code in watches of the same kind.
+scheduler. Both parts contain the time of gRPC and of the agent. The first part also contains the time in which the API
+server creates the pod. The agent and the benchmark see the exit code in watches of the same kind.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A row of the benchmark's table: one figure with its baseline and its target.
+"""A row of the benchmark's table: one measured number with its baseline and its target.
 
-The baseline (`floor`) is the same figure for a plain tool such as kubectl, or for one replica. Absolute times hold for
-one machine only. Ratios to a baseline can be compared between machines, because both figures are measured in turn in
-the same run. A row lives as long as a run of `make bench`.
+The baseline (`floor`) is the same measurement of a plain tool such as kubectl, or of one replica. Absolute times hold
+for one machine only. Ratios to a baseline can be compared between machines, because both numbers are measured in turn
+in the same run. A row lives as long as a run of `make bench`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `floor`, the baseline, and `measured` are medians in `unit`.
+    """One row of the table. `floor`, the baseline, and `measured` are medians in `unit`.
 
     `spread` is the interquartile range divided by the median. The target applies to `ratio`, or to `measured` if there
     is no baseline and `ratio` is None. `met` is None if there is no target.

@@ -1,7 +1,7 @@
-"""Duration of one trivial action, compared with the kubectl script of bare.py.
+"""Duration of one trivial action, compared with the kubectl script of bare.py, and with an agent without nudges.
 
-The action and the script run alternately. An Observer measures the time that the agent adds. More rows show the
-duration of each phase, from the agent's metrics.
+All run in turn. An Observer measures the time that the agent adds. More rows show the duration of each phase, from the
+agent's metrics.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from tests.e2e.lab import BUSYBOX
 if TYPE_CHECKING:
     from tests.bench.minimal_scheduler import MinimalScheduler
 
-TIMES = 15
+TIMES = 10
 WARM = 1
 SEED = 20261124
+# The streams of the two agents: one nudges the kubelet, the other does not.
+NUDGING, PLAIN = 0, 1
 
 
 async def measure(namespace: str) -> list[Row]:
@@ -34,13 +36,14 @@ async def measure(namespace: str) -> list[Row]:
     port = free_port()
     async with minimal_scheduler(namespace) as scheduler:
         await scheduler.agent(http={"port": port})
+        await scheduler.agent(agent={"pool": "plain"}, environment={"nudge_kubelet": False})
         async with Observer(namespace) as seen:
-            plain = await pairs(scheduler, seen, files=False)
-            files = await pairs(scheduler, seen, files=True)
+            plain = await runs(scheduler, seen, files=False)
+            files = await runs(scheduler, seen, files=True)
         stages = await own_account(port)
     return [
-        *plain.rows("one action without files", 0.95),
-        *files.rows("one action with a file", 1.0),
+        *plain.rows("one action without files", 0.6),
+        *files.rows("one action with a file", 0.65),
         *seen.rows(),
         *stages,
     ]
@@ -66,53 +69,58 @@ async def own_account(port: int) -> list[Row]:
     ]
 
 
-class Pairs:
-    """Durations of pairs. A pair is one action and one run of the kubectl script that does the same work.
+class Runs:
+    """Durations of runs that do the same work: an action with nudges, an action without, and a kubectl script.
 
     A duration is in seconds. It lasts until the outcome or the exit code is known, or until the pod is gone.
     """
 
     def __init__(self) -> None:
-        self.own: list[tuple[float, float]] = []
+        self.own: dict[int, list[tuple[float, float]]] = {NUDGING: [], PLAIN: []}
         self.bare: list[bare.Bare] = []
 
     def rows(self, what: str, limit: float) -> list[Row]:
-        ends, gone = zip(*self.own, strict=True)
+        ends, gone = zip(*self.own[NUDGING], strict=True)
+        plain_ends, plain_gone = zip(*self.own[PLAIN], strict=True)
         floor = [each.read for each in self.bare]
         left = [each.gone for each in self.bare]
+        without = "against environment.nudge_kubelet: false"
         return [
             row(f"{what}, until its end is known", "s", ends, floor=floor, target=f"<= {limit}"),
-            row(f"{what}, until it is gone", "s", gone, floor=left),
+            row(f"{what}, until it is gone", "s", gone, floor=left, target="<= 0.35"),
+            row(f"{what}, until its end is known, {without}", "s", ends, floor=plain_ends),
+            row(f"{what}, until it is gone, {without}", "s", gone, floor=plain_gone),
         ]
 
 
-async def pairs(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> Pairs:
-    """Run an action and the kubectl script in pairs, and return the durations of both.
+async def runs(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> Runs:
+    """Run both agents and the kubectl script in turn, and return the durations of all.
 
-    The order of action and script changes from pair to pair. If `files` is true, both copy a file.
+    The order of the agents and the script changes from turn to turn. If `files` is true, all of them copy a file out of
+    the pod.
     """
-    found, chance = Pairs(), random.Random(SEED)
+    found, chance = Runs(), random.Random(SEED)
     for number in range(WARM + TIMES):
-        kept = Pairs() if number < WARM else found
-        # The kubelet checks its containers once a second. Both runs of a pair start after the same random pause, so
-        # that neither gains by this.
+        kept = Runs() if number < WARM else found
+        # The kubelet checks its containers once a second. All runs of a turn start after the same random pause, so
+        # that this interval favours neither the agents nor the script.
         pause = chance.random()
-        for which in (0, 1) if number % 2 else (1, 0):
+        for which in chance.sample((NUDGING, PLAIN, None), 3):
             await asyncio.sleep(pause)
-            if which:
-                kept.own.append(await own(scheduler, seen, files=files))
-            else:
+            if which is None:
                 kept.bare.append(await bare_run(scheduler, number, files=files))
+            else:
+                kept.own[which].append(await own(scheduler, seen, which, files=files))
     return found
 
 
-async def own(scheduler: MinimalScheduler, seen: Observer, *, files: bool) -> tuple[float, float]:
-    """Run one action through the agent. Return the seconds until its outcome is known and until its pod is gone."""
+async def own(scheduler: MinimalScheduler, seen: Observer, which: int, *, files: bool) -> tuple[float, float]:
+    """Run one action on the agent `which`. Return the seconds until its outcome is known and until its pod is gone."""
     rules = wire.ArtifactRules() if files else wire.ArtifactRules(when=wire.ArtifactRules.NEVER)
     command = "echo hello > out; echo hello" if files else "echo hello"
-    given = await scheduler.give(BUSYBOX, command, artifacts=rules).finished()
+    given = await scheduler.give(BUSYBOX, command, stream=which, artifacts=rules).finished()
     gone = await scheduler.idle()
-    if not files:
+    if which == NUDGING and not files:
         seen.add(given)
     return given.finished_at - given.given_at, gone - given.given_at
 

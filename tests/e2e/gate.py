@@ -36,7 +36,7 @@ class Gate:
         return f"nc {self.address.replace(':', ' ')} </dev/null"
 
     def accept(self) -> None:
-        """Accept every connection at the port and keep it open, until the gate is closed."""
+        """Accept every connection at the port and keep it open, until `close` is called."""
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self.server.accept()

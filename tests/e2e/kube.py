@@ -37,7 +37,8 @@ def kubectl_path() -> str:
 def environment() -> dict[str, str]:
     """Return the environment variables for programs that use the cluster, without the settings of an agent."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SEALCI_")}
-    # In this folder no file can be created. A run therefore keeps no record, and no test sees killed runs of others.
+    # No file can be created in this folder. So `sealci-agent run` keeps no record of its runs, and no test finds the
+    # records of other runs that were killed.
     return kept | {"KUBECONFIG": kubeconfig(), "PYTHONUNBUFFERED": "1", "XDG_STATE_HOME": "/dev/null"}
 
 

@@ -1,8 +1,8 @@
 """A lab: the local scheduler, agents and a namespace, for tests that submit actions.
 
 The scheduler and the agents are real processes. A lab lives as long as a test module, or as long as one test that
-breaks the lab. After each submission the observer checks rules that hold for every action. `close` checks that the
-agents stop cleanly and leave no pod and no Secret.
+breaks the lab. After each submission, the observer (observer.py) checks rules that hold for every action. `close`
+checks that the agents stop cleanly and leave no pod and no Secret.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 COMMAND = [sys.executable, "-m", "agent"]
-DEBIAN, BUSYBOX, BASH = (f"localhost/sealci-test/{name}:1" for name in ("debian", "busybox", "bash"))
+DEBIAN, BUSYBOX, BASH, SLIM = (f"localhost/sealci-test/{name}:1" for name in ("debian", "busybox", "bash", "slim"))
 SHELLS = {"dash": DEBIAN, "bash": BASH, "busybox": BUSYBOX}
 
 
@@ -113,7 +113,7 @@ class Lab:
         assert {path: file.stat().st_size for path, file in shown.items()} == reported
 
     def action_ids(self, report: Report) -> list[str]:
-        """Return the action ids in the sessions of the pods of an action, each once.
+        """Return the distinct action ids that the session annotations of the action's pods contain.
 
         `report` is the report of the action.
         """
@@ -179,7 +179,7 @@ class Agent:
         return int(found[1])
 
     def get(self, path: str) -> tuple[int, str]:
-        """Send an HTTP request to the agent. Return the status and the text of the answer."""
+        """Send an HTTP request to the agent. Return the status code and the body of the response."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -209,11 +209,11 @@ class Agent:
             self.process.wait(10)
 
     def check(self, secret_values: list[str]) -> None:
-        """Check that the agent's log and metrics have no secret value and that the agent had no internal error."""
+        """Check that the agent's log and metrics contain no secret value, and that no internal error was counted."""
         for value in secret_values:
             assert value not in self.log
             assert value not in self.metrics
-        # An agent that the test has killed has no stored metrics.
+        # If the test has killed the agent, `metrics` is empty.
         assert not self.metrics or internal_errors(self.metrics) == [], self.log
 
 
@@ -248,13 +248,19 @@ def start_scheduler(folder: Path, listen: str = "127.0.0.1:0") -> tuple[subproce
 
 
 def spelled(action: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an action in the format of a pipeline file. In the given action, `image` stands for `configuration`."""
+    """Return the action in the format of a pipeline file.
+
+    Tests write the image as the key `image`. A pipeline file has the image at `configuration.container`.
+    """
     rest = {key: value for key, value in action.items() if key != "image"}
     return {"configuration": {"container": action["image"]}, **rest}
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the settings of `over`. Nested sections are merged, and other values are replaced."""
+    """Return a copy of the settings `base` in which the settings in `over` replace those of `base`.
+
+    A section of settings is merged key by key.
+    """
     result = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
@@ -274,7 +280,10 @@ def until(condition: Any, message: str, timeout: float = 30) -> Any:
 
 @contextmanager
 def open_lab(namespace: str, folder: Path, *, listen: str = "127.0.0.1:0", **settings: Any) -> Iterator[Lab]:
-    """Yield a lab without agents, and close it at the end. `settings` are the default settings of its agents."""
+    """Yield a lab: a running scheduler and a namespace, in which a test starts agents. Close the lab at the end.
+
+    `settings` are the default settings of these agents.
+    """
     lab = Lab(namespace, folder, listen=listen, **settings)
     try:
         yield lab
@@ -284,7 +293,9 @@ def open_lab(namespace: str, folder: Path, *, listen: str = "127.0.0.1:0", **set
 
 @contextmanager
 def new_namespace(*labels: str) -> Iterator[str]:
-    """Create a namespace with these labels and wait for its ServiceAccount, which pods need.
+    """Create a Kubernetes namespace and wait for its ServiceAccount, which pods need.
+
+    Each of `labels` is a label of the namespace in the form `KEY=VALUE`.
 
     Yield the name of the namespace, and delete the namespace at the end.
     """

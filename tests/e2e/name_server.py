@@ -1,4 +1,4 @@
-"""A DNS server on an address that pods reach. It knows one name. It lives as long as its `with` block."""
+"""A DNS server that resolves one name, on an address that pods reach. It runs during a `with` block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ TYPE_A = 1
 
 
 def answer(query: bytes, name: str, address: str) -> bytes:
-    """Return the answer to a query with one question: the address for type A of this name, otherwise no such name."""
+    """Return the DNS response to a query with one question.
+
+    If the question is for `name`, the response has `address` for the type A, and no record for another type. For any
+    other name the response has the error NXDOMAIN.
+    """
     end = query.index(b"\0", HEADER) + 1
     question = query[HEADER : end + 4]
     wanted = b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
@@ -36,7 +40,7 @@ def answer(query: bytes, name: str, address: str) -> bytes:
 
 @contextlib.contextmanager
 def knowing(name: str, address: str) -> Iterator[str]:
-    """Serve DNS until the block ends. Yield the server's HOST:PORT."""
+    """Run a DNS server that resolves only `name`, to `address`, until the block ends. Yield the server's HOST:PORT."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:

@@ -1,6 +1,7 @@
-"""An observer of the pods of a namespace. It checks the reports of agents against the states that it has seen.
+"""An observer of all pods in a Kubernetes namespace. Tests compare the reports of agents with the observed pods.
 
-The observer is independent of the agent: it watches pods with `kubectl get --watch`. It lives as long as its lab.
+The observer is independent of the agent: it watches pods with `kubectl get --watch`. An Observer lives as long as the
+lab that has created it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ MANAGED = "app.kubernetes.io/managed-by=sealci-agent"
 class Observer:
     """Stores every state of every pod of a namespace.
 
-    `ended` and `gone` have, by the UID of a pod, the times at which the pod's commands had ended and the pod was gone.
-    The times are seconds of `time.monotonic`.
+    `ended` maps the UID of a pod to the time at which the observer saw that container `action` had ended. `gone` maps
+    the UID of a pod to the time at which the observer saw the pod's deletion. The times are seconds of
+    `time.monotonic`.
     """
 
     def __init__(self, namespace: str) -> None:
@@ -48,9 +50,9 @@ class Observer:
         )
 
     def read(self) -> None:
-        """Read the events of the watch in a thread, until the observer is closed.
+        """Run in a thread: read the events that `kubectl get --watch` prints, until `close` is called.
 
-        Start kubectl again when it ends, for example because the API server restarts.
+        Start kubectl again whenever kubectl ends, for example because the API server restarts.
         """
         while True:
             with self.process as process:
@@ -65,7 +67,7 @@ class Observer:
             self.process = self.watch()
 
     def take(self, event: Object, now: float) -> None:
-        """Record `event` of the watch, which arrived at the time `now`."""
+        """Record the watch event `event` of a pod, which arrived at the time `now`."""
         pod = event["object"]
         self.states.append(pod)
         uid = pod["metadata"]["uid"]
@@ -76,7 +78,10 @@ class Observer:
                 self.ended.setdefault(uid, now)
 
     def remained(self) -> list[float]:
-        """Return, for each pod whose end of the commands and deletion were seen, the seconds between both."""
+        """Return the seconds from the end of container `action` to the deletion of the pod.
+
+        The list has one number for each pod whose container end and deletion the observer has seen.
+        """
         return [self.gone[uid] - at for uid, at in self.ended.items() if uid in self.gone]
 
     def close(self) -> None:
@@ -99,7 +104,7 @@ class Observer:
         }
 
     def check_outcome(self, action_id: str, outcome: str, exit_code: int | None) -> None:
-        """Compare the outcome and exit code that an agent has reported with the exit codes in the pod's status."""
+        """Check the outcome and exit code that an agent has reported against the observed statuses of the pods."""
         seen = self.exit_codes(action_id)
         if outcome == "succeeded":
             assert seen == {0}, f"{action_id} succeeded, but its container ended with {seen}"
@@ -107,7 +112,7 @@ class Observer:
             assert exit_code in seen, f"{action_id} was reported to end with {exit_code}, but ended with {seen}"
 
     def check_pods(self, *secret_values: str) -> None:
-        """Check that no pod of an agent held one of the secret values, a ServiceAccount token or a privilege."""
+        """Check that no pod of an action contained a secret value, had a ServiceAccount token or was privileged."""
         for pod in self.states:
             if not session_of(pod):
                 continue
@@ -130,13 +135,16 @@ class Observer:
 
 
 def session_of(pod: Object) -> Object:
-    """Return the session in the annotation of a pod, or {} if the pod has no such annotation."""
+    """Return the session that an agent has stored in an annotation of the pod.
+
+    Return {} if the pod has no such annotation.
+    """
     found: Object = json.loads(pod["metadata"].get("annotations", {}).get("sealci.dev/session", "{}"))
     return found
 
 
 def remains(namespace: str) -> list[str]:
-    """Return the pods and Secrets of agents that are left in a namespace."""
+    """Return the pods and Secrets in a namespace that agents have created and not deleted, as KIND/NAME."""
     return [
         f"{item['kind']}/{item['metadata']['name']}"
         for item in kube.get("pods,secrets", "-n", namespace, "-l", MANAGED)

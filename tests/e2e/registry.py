@@ -1,4 +1,4 @@
-"""A container registry that answers every pull with one HTTP status, on an address that nodes reach.
+"""A container registry that answers every pull with one HTTP status, on an address that Kubernetes nodes reach.
 
 The registry lives as long as its `with` block.
 """

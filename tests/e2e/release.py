@@ -1,7 +1,7 @@
-"""A release of the chart: installed, changed and uninstalled with helm, and inspected with kubectl.
+"""A Helm release of the chart: installed, changed and uninstalled with helm, and inspected with kubectl.
 
-A Release lives as long as a test module. Its agents run in a namespace of their own, and their actions in another. The
-scheduler is a process on this machine that pods reach, so that tests can read its disk.
+A Release lives as long as a test module. The agents run in one namespace, and the pods of their actions in another. The
+scheduler is a process on this machine, so that tests can read the scheduler's files. Pods reach the scheduler.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Release:
         return self.helm(*words, values=self.values)
 
     def upgrade(self, *arguments: str, **values: Any) -> None:
-        """Upgrade the release, with `values` in place of values with the same name.
+        """Upgrade the release. Each of `values` replaces the release's Helm value with the same name.
 
         Wait until the new agents are ready.
         """

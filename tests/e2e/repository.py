@@ -1,4 +1,4 @@
-"""A small git repository that pods can clone, for tests whose subject is not the clone."""
+"""A small git repository that pods can clone, for tests that need a clone but do not test cloning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def repository(folder: Path) -> Iterator[str]:
-    """Serve a repository with one commit and one file `file`. Yield its URL."""
+    """Serve a git repository whose only commit has the file `file`. Yield the repository's URL."""
     work = folder / "work"
     work.mkdir()
     (work / "file").write_text("cloned\n")

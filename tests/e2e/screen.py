@@ -1,7 +1,7 @@
 """A program on a pseudo-terminal, and the text that a user would see.
 
-A Screen lives as long as its program. A terminal emulator interprets every byte, so that a test reads the text on the
-screen and above it, without control codes.
+A Screen lives as long as its program. A terminal emulator interprets every byte, so that a test reads the text without
+control codes. The text includes the lines that have scrolled off the screen.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ CALLERS_VARIABLES = frozenset({"CI", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLO
 
 
 class Screen:
-    """One program on a pseudo-terminal. The program gets the environment variables `env`, overridden by `also`."""
+    """One program on a pseudo-terminal.
+
+    The program gets the environment variables in `env` and `also`. A variable in `also` overrides a variable in `env`.
+    """
 
     def __init__(
         self,
@@ -101,7 +104,7 @@ class Screen:
         os.write(self.master, text.encode())
 
     def until(self, *parts: str, timeout: float = 60) -> str:
-        """Wait until the text of the screen has all of these parts at the same time. Return the text of the screen."""
+        """Wait until the screen shows all of `parts` at the same time. Return the text of the screen."""
         deadline = time.monotonic() + timeout
         while True:
             shown = self.text

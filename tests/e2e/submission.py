@@ -50,7 +50,7 @@ class Report:
 
     @property
     def files(self) -> dict[str, Path]:
-        """Return the paths of the stored files, by their paths in the workspace of the action."""
+        """Return the paths of the stored artifacts. The keys are the artifacts' paths in the action's workspace."""
         top = self.folder / self.name
         return {
             os.fsdecode(os.path.relpath(os.fsencode(path), os.fsencode(top))): path
@@ -69,7 +69,7 @@ class Report:
 
 @dataclass
 class Submission:
-    """A running `sealci-agent submit`."""
+    """A process of `sealci-agent submit`, and the reports of the actions that this process has submitted."""
 
     lab: Lab
     process: subprocess.Popen[str]

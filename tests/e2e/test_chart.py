@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.alone]
 SLOTS = 10
-# Seconds that pods may take to start on a busy machine.
+# Maximum number of seconds until pods run on a busy machine.
 SLOW = 240
 AGENT, ATTEMPT, CLAIM = "sealci.dev/agent", "sealci.dev/attempt", "sealci.dev/claim"
 
@@ -37,7 +37,7 @@ def lab(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[La
 
 @pytest.fixture(scope="module")
 def release(lab: Lab) -> Iterator[Release]:
-    """Yield a release with two agents. The tests scale and change the release, and the last test uninstalls it."""
+    """Yield a Helm release with two agents. The tests scale and change the release. The last test uninstalls it."""
     namespace = f"{lab.namespace}-agents"
     values: Object = {
         "replicaCount": 2,
@@ -76,7 +76,7 @@ def started(lab: Lab, number: int, gate: Gate) -> Submission:
 
 
 def check_whole(reports: dict[str, Report]) -> None:
-    """Check that every action succeeded with its whole log and its file."""
+    """Check that every action succeeded, and that its log has as many lines as the action's file `file` states."""
     for report in reports.values():
         assert report.outcome == ("succeeded", None, 0), report
         lines = int(report.files["file"].read_text())
@@ -90,7 +90,7 @@ def labels_of(observer: Observer, lab: Lab, reports: dict[str, Report]) -> list[
 
 
 def owners(lab: Lab) -> set[str]:
-    """Return the UIDs of the agents that hold the sessions of the present pods."""
+    """Return the pod UIDs of the agents that own the existing pods of actions in the lab's namespace."""
     pods = kube.get("pods", "--namespace", lab.namespace, "--selector", AGENT)
     return {pod["metadata"]["labels"][AGENT].partition(".")[0] for pod in pods}
 
@@ -149,7 +149,11 @@ def test_forty_actions_are_spread_over_four_replicas_within_their_slots(lab: Lab
 
 
 def most_at_once(states: list[Object]) -> tuple[dict[str, int], dict[str, int]]:
-    """Return two numbers for each agent: all its pods, and the most of its pods that ran at the same time."""
+    """Return two dicts by the pod UID of an agent.
+
+    The first dict has the number of the agent's pods of actions. The second dict has the largest number of these pods
+    that ran at the same time.
+    """
     live: dict[str, set[str]] = {}
     seen: dict[str, set[str]] = {}
     most: dict[str, int] = {}
@@ -191,7 +195,8 @@ def test_an_upgrade_while_twenty_actions_run_loses_no_action(lab: Lab, release: 
         new = release.uids()
         assert len(new) == 2
         assert not old & new
-        # A terminating agent may still hold a session, and would collect its files if the action ended now.
+        # Wait until no terminating agent owns a session. Otherwise such an agent would copy the files of the session's
+        # action when the action ends.
         until(lambda: owners(lab) <= new, f"agents of the old version hold sessions: {owners(lab)}", SLOW)
         end.open()
         reports = submission.wait(SLOW)

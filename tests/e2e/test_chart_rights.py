@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from agent.cluster.environment.capabilities import LOOK_AFTER_RESIZE_SINCE
 from agent.domain.json import Object
 from tests.e2e import kube
 from tests.e2e.gate import gate
@@ -106,7 +107,10 @@ def lab_settings(account: Account) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lab(lab: Lab) -> Iterator[Lab]:
-    """Yield the lab, whose agent has the rights of the account. The agent must never log a traceback."""
+    """Yield the lab, whose agents use the ServiceAccount of the fixture `account`.
+
+    At the end, check that the first agent has logged no traceback.
+    """
     yield lab
     assert "Traceback" not in lab.agents[0].log
 
@@ -148,6 +152,17 @@ def test_without_get_of_logs_the_outcome_stands_and_the_loss_is_reported(lab: La
     assert "pods/log" in report.text
 
 
+def test_without_patch_of_resize_actions_succeed_and_one_log_entry_names_the_cause(lab: Lab, account: Account) -> None:
+    with account.without("patch pods/resize"):
+        reports = [lab.one(BUSYBOX, "echo x > file; exit 3", artifacts={"paths": ["file"], "when": "always"})]
+        reports += [lab.one(BUSYBOX, "echo hello", artifacts="none")]
+        until(lambda: not remains(lab.namespace), f"left: {remains(lab.namespace)}")
+    assert [each.outcome for each in reports] == [("failed", "COMMAND_FAILED", 3), ("succeeded", None, 0)]
+    assert set(reports[0].files) == {"file"}
+    if kube.version() >= LOOK_AFTER_RESIZE_SINCE:
+        assert lab.agents[0].log.count("the API server refuses pods/resize") == 1
+
+
 @pytest.mark.parametrize("right", ["get pods/exec", "create pods/exec"])
 def test_without_exec_an_action_with_declared_files_fails(lab: Lab, account: Account, right: str) -> None:
     with account.without(right):
@@ -183,7 +198,8 @@ def test_without_delete_pods_a_left_pod_is_reported_and_deleted_later(lab: Lab, 
 def test_without_patch_of_pods_no_session_is_adopted_until_the_right_is_back(namespace: str, tmp_path: Path) -> None:
     account = Account(namespace, "adopting", tmp_path)
     settings = account.settings
-    # An agent that renews its own Lease late adopts no session. The longer intervals suffice for a slow machine.
+    # An agent that renews its own Lease too late adopts no session. With these intervals, even an agent on a slow
+    # machine renews its Lease in time.
     settings["cluster"] |= {"lease_duration": "10s", "lease_renew": "3s"}
     with open_lab(namespace, tmp_path, **settings) as lab:
         first = lab.agent()

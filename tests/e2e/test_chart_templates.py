@@ -1,7 +1,8 @@
-"""The rendered chart: helm lint is silent, a real API server accepts the objects, and an error names the wrong key.
+"""The rendered chart: helm lint reports nothing, and a real API server accepts the rendered objects.
 
-The API server checks PodMonitor, PrometheusRule and ScaledObject with the definitions of their projects. These
-definitions come from Go modules and stay in the cluster of the tests.
+If the values have a wrong key, the error of helm names this key. The API server checks PodMonitor, PrometheusRule and
+ScaledObject with the CustomResourceDefinitions of their projects. These definitions come from Go modules. The tests do
+not delete them from the cluster.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def settings_of(objects: list[Object], folder: Path) -> Settings:
 
 @pytest.fixture(scope="module")
 def custom_kinds() -> None:
-    """Install the definitions of the kinds PodMonitor, PrometheusRule and ScaledObject, which the chart may use."""
+    """Install the CustomResourceDefinitions of PodMonitor, PrometheusRule and ScaledObject into the cluster."""
     for module, paths in CUSTOM.items():
         done = subprocess.run(
             ["go", "mod", "download", "-json", module], capture_output=True, text=True, check=True, timeout=120
@@ -194,7 +195,10 @@ def test_the_grace_of_the_agents_pods_follows_from_the_drain_time(
 
 
 def test_a_frozen_agent_is_killed_soon() -> None:
-    """After a failed probe the kubelet waits only 10 s, and not the time of a drain. A frozen agent ignores SIGTERM."""
+    """After a failed liveness or startup probe, the kubelet waits only 10 s between SIGTERM and SIGKILL.
+
+    A frozen agent does not react to SIGTERM, so it does not need the longer time for a drain.
+    """
     (deployment,) = of_kind(template(MINIMAL), "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     for name in ("livenessProbe", "startupProbe"):

@@ -1,7 +1,7 @@
-"""The classic protocol on a real cluster: a scheduler that speaks SealCI 0.2 sends actions to an agent.
+"""The classic protocol on a real cluster: a scheduler with the protocol of SealCI 0.2 sends actions to an agent.
 
-The scheduler runs in the process of the test, so each test is a coroutine. The agent is a process. After each test no
-pod and no Secret may be left.
+The scheduler runs in the process of the test, so each test is a coroutine. The agent is a process. After each test, all
+pods and Secrets of actions must be deleted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ SLOTS = 20
 
 
 class ClassicLab:
-    """A classic scheduler and its agents in a namespace. It has the attributes of a Lab that the class Agent uses."""
+    """A scheduler that uses the classic protocol, and its agents in one namespace.
+
+    A ClassicLab has those attributes of the class Lab that the class Agent uses.
+    """
 
     def __init__(self, namespace: str, folder: Path) -> None:
         self.namespace = namespace
@@ -188,8 +191,8 @@ async def test_the_next_agent_sweeps_the_orphans_of_a_killed_agent(lab: ClassicL
     await until_text(call, answer, "begun")
     first.kill()
     await read(call, answer)
-    # If the agent dies, the scheduler ends its client's stream with status OK, as after a success. Only the exit code
-    # is missing.
+    # If the agent dies, the scheduler ends the stream to the scheduler's client with status OK, as after a success. But
+    # this stream then contains no exit code.
     assert (answer.code, answer.exit_code) == (grpc.StatusCode.OK, None)
     lab.agents.remove(first)
     assert await asyncio.to_thread(remains, lab.namespace)

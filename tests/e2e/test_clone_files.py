@@ -31,7 +31,7 @@ cat kept sub/kept > /dev/null
 """
 
 
-# setuptools-scm for the action of the test, which reaches nothing but the repository.
+# Python packages that the test commits to the repository as wheels, because the action cannot reach a package index.
 VERSION_TOOLS = ("setuptools-scm==8.3.1", "packaging==25.0")
 VERSIONS = """
 git describe --tags
@@ -43,7 +43,7 @@ LARGE = b"large" * 3000
 
 
 def make_repository(folder: Path) -> None:
-    """Create a repository with a few files and two commits, the first one tagged."""
+    """Create a git repository with a few files and two commits. The first commit has the tag `v1`."""
     work = folder / "work"
     work.mkdir()
     wheels = source.cache() / "version-tools"
@@ -85,7 +85,7 @@ def lab_settings() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def reports(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Report]]:
-    """Serve a repository over git and run all actions on clones of the repository."""
+    """Serve one repository over git:// and another with Git LFS files over HTTP. Run all actions on clones of them."""
     folder = tmp_path_factory.mktemp("repositories")
     make_repository(folder)
     make_lfs_repository(folder)
@@ -197,7 +197,7 @@ def test_versions_and_merge_bases_are_found_in_a_whole_clone(reports: dict[str, 
 def test_the_clone_belongs_to_the_user_and_only_that_user_can_write(
     reports: dict[str, Report], name: str, user: int
 ) -> None:
-    """Ansible and ssh refuse files that every user can write. Ansible refuses such a folder too."""
+    """Ansible and ssh refuse files that every user can write. Ansible also refuses folders of this kind."""
     report = reports[name]
     assert report.outcome == ("succeeded", None, 0), report
     owners, _, writable = report.text.partition("\n\n")
@@ -214,7 +214,7 @@ def test_git_settings_of_the_user_work_beside_that_of_the_agent(reports: dict[st
 
 @pytest.mark.parametrize("name", ["lfs", "lfs-non-root"])
 def test_files_of_git_lfs_are_fetched(reports: dict[str, Report], name: str) -> None:
-    """The image of the action has no git-lfs, and its git finds no change."""
+    """The image of the action has no git-lfs. Even so, `git status` in the action shows no changed file."""
     report = reports[name]
     assert report.outcome == ("succeeded", None, 0), report
     lines = report.text.splitlines()

@@ -1,4 +1,4 @@
-"""Commands in three shells: order, failure, exit codes, and commands that change their shell."""
+"""Commands in three shells: order, failure, exit codes, and commands that change the shell in which they run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tests.e2e.lab import BUSYBOX, DEBIAN, SHELLS
 if TYPE_CHECKING:
     from tests.e2e.lab import Lab
 
-# Each case has a name, and a tuple of its commands, its (outcome, reason, exit code) and the lines of its log.
+# By the name of a case: the commands, the expected (outcome, reason, exit code) and the expected lines of the log. If
+# the lines are None, the test does not check the log.
 CASES: dict[str, tuple[list[str], tuple[str, str | None, int | None], list[str] | None]] = {
     "success": (["echo one", "echo two"], ("succeeded", None, 0), ["one", "two"]),
     "kth-fails": (["echo one", "(exit 7)", "echo never"], ("failed", "COMMAND_FAILED", 7), ["one"]),
@@ -56,7 +57,7 @@ CASES: dict[str, tuple[list[str], tuple[str, str | None, int | None], list[str] 
 
 @pytest.fixture(scope="module", params=SHELLS)
 def reports(request: pytest.FixtureRequest, lab: Lab) -> dict[str, Any]:
-    """Run all cases at once in one shell, which is the parameter of this fixture. Return the reports."""
+    """Run all cases side by side with the shell that the fixture's parameter names. Return the report of each case."""
     image = SHELLS[request.param]
     actions = {
         name: {"image": image, "commands": commands, "artifacts": "none"} for name, (commands, _, _) in CASES.items()

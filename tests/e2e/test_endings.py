@@ -24,7 +24,7 @@ DEAF = "trap '' TERM; echo begun; while true; do sleep 1; done"
 
 @pytest.fixture(scope="module")
 def reports(lab: Lab) -> dict[str, Any]:
-    """Run, all at once, the actions of this module that end without a request of a test."""
+    """Run, all at once, the actions of this module that use too much memory or reach their timeout."""
     return lab.run(
         {
             "child-memory": {"image": DEBIAN, "commands": [EAT, "echo never"], **SMALL},
@@ -83,7 +83,7 @@ def test_files_are_copied_after_a_timeout_if_requested(reports: dict[str, Any]) 
 
 @pytest.fixture(scope="module")
 def silent() -> Iterator[Gate]:
-    """Yield a peer for connections of pods. It accepts connections and never answers."""
+    """Yield a TCP server that accepts the connections of pods and never answers."""
     with gate() as made:
         yield made
 
@@ -159,7 +159,7 @@ def check_cancelled(submission: Submission, stage: str) -> Report:
 
 SERVER = "trap 'echo got TERM; exit 0' TERM; echo begun; sleep 1000 & wait"
 DELETED: dict[str, tuple[str, list[str]]] = {
-    # By name of the case: the command of the action, and options for `kubectl delete` of its pod.
+    # By the name of a case: the command of the action, and the options with which `kubectl delete` deletes its pod.
     "trap": (TRAP, []),
     "plain": ("echo begun; sleep 1000", []),
     "leaves-with-0": (SERVER, []),
@@ -211,7 +211,8 @@ def stop_kubelet() -> Iterator[Callable[[], object]]:
 def test_an_outage_of_the_kubelet_changes_nothing(lab: Lab, stop_kubelet: Callable[[], object]) -> None:
     """The action `across` runs longer than the outage of the kubelet. The action `within` ends during the outage.
 
-    A background process of `within` is connected to a gate. When this connection closes, `within` has ended.
+    A background process of `within` has a connection to a TCP server of the test. This connection closes when the
+    container of `within` ends.
     """
     with gate() as within, gate() as holder, gate() as across:
         count = "i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo line $i; done"

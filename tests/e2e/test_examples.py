@@ -1,4 +1,4 @@
-"""The examples of the documentation run. One pipeline holds the actions of all, so that they cost one run."""
+"""The examples of the documentation run. One pipeline contains the actions of all examples, to save time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONS = ("--output", "plain", "--set", "policy.default_cpu=5m", "--set", "envi
 
 
 def actions() -> Iterator[tuple[str, Object]]:
-    """Yield the actions of all examples by names of their own, with an image that the local cluster has."""
+    """Yield each action of all examples with a unique name, and with an image that the local cluster has."""
     for file in sorted(EXAMPLES.glob("*.yaml")):
         # This loader keeps the text of each value, as the agent does: 1.10 stays 1.10.
         example = yaml.load(file.read_text("utf-8"), yaml.BaseLoader)  # noqa: S506 - it makes texts only

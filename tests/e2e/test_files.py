@@ -1,4 +1,7 @@
-"""Copied files of an action: content, mode and name are unchanged, for each kind of end and for several images."""
+"""The copied files of an action have the same content, mode and name as in the pod.
+
+The tests use several images and each way in which an action can end.
+"""
 
 from __future__ import annotations
 

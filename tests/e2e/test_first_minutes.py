@@ -25,7 +25,7 @@ SLEEPS = {"actions": {"a": spelled({"image": BUSYBOX, "commands": ["echo begun; 
 
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
-    """Return the variables of a user who has a local cluster and nothing else."""
+    """Return the environment variables of a user who has a local cluster and has configured nothing else."""
     local = tmp_path / ".cache" / "sealci-agent" / "run" / "0"
     local.mkdir(parents=True)
     (local / "kubeconfig").symlink_to(kube.kubeconfig())
@@ -87,12 +87,13 @@ def test_a_closed_terminal_cancels_and_cleans(home: dict[str, str], clean: str, 
     file, errors = tmp_path / "sleeps.yaml", tmp_path / "errors"
     file.write_text(yaml.safe_dump(SLEEPS))
     run = f'"$@" 2> {errors}; echo $? > {tmp_path / "code"}'
-    # The shell ignores SIGHUP only for itself, so that it can write the exit code of its program.
+    # With this trap, the shell survives SIGHUP and can write the exit code of `sealci-agent`. A child process does not
+    # inherit the trap.
     shell = ["bash", "-c", f"trap : HUP; {run}", "bash", *COMMAND, "run", str(file), "--namespace", clean, *SMALL]
     screen = Screen(shell, home)
     screen.until("begun")
     for _ in range(2):
-        # The kernel sends SIGHUP for a closed terminal, and a login shell sends it again to its jobs.
+        # When a terminal closes, its processes get SIGHUP twice: from the kernel and from the login shell.
         os.killpg(screen.process.pid, signal.SIGHUP)
     os.close(screen.master)
     screen.master = -1

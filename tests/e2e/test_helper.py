@@ -1,7 +1,8 @@
 """Test container `helper` in hardened pods on the real cluster.
 
-The tests cover the order that it gives to container `action`, the paths by which commands write to the log
-(`/dev/stdout`, `/proc/1/fd/1`), and the output of `kubectl logs`.
+The tests cover the order (the commands, variables and secrets) that container `helper` passes to container `action`.
+They also cover the paths by which commands write to the log (`/dev/stdout`, `/proc/1/fd/1`), and the output of
+`kubectl logs`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.e2e import kube
-from tests.e2e.lab import BASH, BUSYBOX, DEBIAN, Lab, until
+from tests.e2e.lab import BASH, BUSYBOX, DEBIAN, SLIM, Lab, until
 
 pytestmark = pytest.mark.e2e
 
@@ -38,8 +39,8 @@ def test_the_log_has_its_usual_names_in_every_shell_on_a_read_only_system_in_a_u
 
 
 def test_commands_without_tmp_without_sleep_and_longer_than_an_argument(lab: Lab) -> None:
-    commands = ["test ! -e /tmp/x", "PATH=/nonexistent", ": " + "x" * 200_000, "echo end"]
-    report = lab.one(BUSYBOX, *commands, artifacts={"when": "never"})
+    commands = ["test ! -e /tmp", "! command -v sleep", ": " + "x" * 200_000, "echo end"]
+    report = lab.one(SLIM, *commands, artifacts={"when": "never"})
     assert report.outcome == ("succeeded", None, 0), report.finished
     assert report.text == "end\n"
 

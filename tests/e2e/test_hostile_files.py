@@ -1,4 +1,7 @@
-"""Files that try to leave the workspace, or are too many or too large: each gets a reason, and no action hangs."""
+"""Files that the agent must not copy: links out of the workspace, special files, too many or too large files.
+
+The log or the outcome of the action gives a reason, and no action hangs.
+"""
 
 from __future__ import annotations
 
@@ -79,13 +82,13 @@ LIMITED: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def free(lab: Lab) -> dict[str, Report]:
-    """Run the actions of FREE under an agent with the default limits."""
+    """Run the actions in FREE on an agent with the default limits of artifacts."""
     return lab.run(FREE)
 
 
 @pytest.fixture(scope="module")
 def limited(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Report]]:
-    """Run the actions of LIMITED under an agent with small limits."""
+    """Run the actions in LIMITED on an agent with small limits of artifacts."""
     with open_lab(namespace, tmp_path_factory.mktemp("limited"), artifacts=LIMITS) as lab:
         lab.agent()
         yield lab.run(LIMITED)

@@ -11,7 +11,8 @@ from tests.e2e.release import IMAGE
 if TYPE_CHECKING:
     from agent.domain.json import Object
 
-# Programs that install or build packages, and modules of Python that do. None may be left.
+# Programs (TOOLS) and Python modules (MODULES) that install or build packages. The agent's image must contain none of
+# them.
 TOOLS = (
     "pip", "pip3", "easy_install", "uv", "conda", "apt", "apt-get", "apt-cache", "dpkg", "dpkg-deb", "cpan",
     "update-alternatives", "npm", "gem", "gcc", "cc", "make", "ld", "as",

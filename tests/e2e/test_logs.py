@@ -32,7 +32,7 @@ def count(first: int, last: int) -> str:
     return "".join(f"{number}\n" for number in range(first, last + 1))
 
 
-# By name of the case: image, commands, the whole log.
+# By the name of a case: the image, the commands, and the whole log that the scheduler must store.
 CASES: dict[str, tuple[str, list[str], bytes]] = {
     "nothing": (BUSYBOX, ["true"], b""),
     "no-final-newline": (BUSYBOX, ["printf 'one\\ntwo'"], b"one\ntwo"),
@@ -152,7 +152,10 @@ def test_lines_arrive_while_the_action_runs(lab: Lab) -> None:
 
 
 def waiting_for_a_file(lab: Lab, before: str, after: str) -> tuple[Submission, str]:
-    """Start an action that writes `before`, and `after` when the file `go` exists. Return its pod too."""
+    """Start an action that writes `before`, waits for the file `go`, and then writes `after`.
+
+    Return the submission and the name of the action's pod.
+    """
     command = f"printf {shlex.quote(before)}; until [ -e go ]; do sleep 0.1; done; printf {shlex.quote(after)}"
     submission = lab.start({"action": {"image": BUSYBOX, "commands": [command], "timeout": "60s"}})
     submission.until_running("action", before)
@@ -167,7 +170,10 @@ def test_a_prompt_arrives_while_the_action_waits(lab: Lab) -> None:
 
 
 def test_kubectl_logs_shows_the_log(lab: Lab) -> None:
-    """The headers of the helper's frames are terminal sequences (OSC) that terminals do not show."""
+    """Container `helper` writes the log to its stdout in pieces with headers.
+
+    The headers are terminal escape sequences (OSC), which terminals do not show.
+    """
     submission, pod = waiting_for_a_file(lab, "first\n", "last\n")
     shown = kube.kubectl("logs", "-n", lab.namespace, pod)
     kube.kubectl("exec", "-n", lab.namespace, pod, "-c", "action", "--", "touch", "go")

@@ -1,6 +1,6 @@
-"""Many actions at once: each has its own log and files.
+"""Many actions at once: each action has its own log and files.
 
-An action that finds no free slot waits. A deleted pod does not disturb other actions.
+An action waits while no agent has a free slot. A deleted pod does not disturb other actions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rights of a pod in the security profiles `baseline` and `restricted`, as seen from inside the pod."""
+"""Privileges of a pod in the security profiles `baseline` and `restricted`, as seen from inside the pod."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def lab_settings() -> dict[str, Any]:
-    """Return settings that let agents clone over git:// too."""
+    """Return settings that also allow actions to clone over git://."""
     return {"policy": {"repository_schemes": ["git", "https"]}}
 
 
@@ -156,9 +156,9 @@ IMAGES_CHOOSE = {
 
 
 def test_an_image_that_requires_root_is_reported(restricted: Lab) -> None:
-    """A pod template may let images choose their user.
+    """If the pod template sets no user, the image of an action determines the user.
 
-    Then a pod whose image runs as root is still refused, with a reason.
+    An image that runs as root is then still refused, and the outcome gives the reason.
     """
     restricted.agents[0].stop()
     restricted.agent(environment={"pod_template": {"spec": IMAGES_CHOOSE}})

@@ -1,4 +1,4 @@
-"""Two pools and a `sealci-agent run` in one namespace: none of them sees, sweeps or deletes pods of another."""
+"""Two pools of agents and a `sealci-agent run` in one Kubernetes namespace: each works only with its own pods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WAIT = "echo begun; while [ ! -e go ]; do sleep 0.1; done; echo done"
 
 
 def pods(lab: Lab) -> list[str]:
-    """Return the pods of a lab's pool."""
+    """Return the names of the pods that the agents in the lab's pool have created."""
     return [
         pod["metadata"]["name"] for pod in kube.get("pods", "-n", lab.namespace, "-l", f"sealci.dev/pool={lab.pool}")
     ]

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes real agents: it loads the alerts, and each query of the dashboard has an answer."""
+"""A real Prometheus scrapes real agents and loads the alerts. Each query of the dashboard returns a result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PHASES = {"schedule", "pull", "clone", "commands", "artifacts", "cleanup"}
 
 @cache
 def program(name: str) -> str:
-    """Return the path of `prometheus` or `promtool`. `name` is one of them."""
+    """Return the path of the program `name`, which is `prometheus` or `promtool`."""
     return str(Path(kube.provider("prometheus", timeout=900).splitlines()[-1]) / name)
 
 
@@ -197,7 +197,7 @@ def test_every_query_of_the_dashboard_has_an_answer(scraped: tuple[Lab, Promethe
     counted = {labels["phase"] for labels, _ in prometheus.query("sealci_agent_phase_duration_seconds_count > 0")}
     assert counted == PHASES
     timed = {labels["phase"] for labels, _ in prometheus.query("sealci_agent_phase_duration_seconds_sum > 0")}
-    # A clone that takes less than a second may count as 0 s, because the times in a pod's status are whole seconds.
+    # A clone that takes less than a second can count as 0 s, because the times in a pod's status are whole seconds.
     assert timed | {"clone"} == PHASES
     ended = prometheus.query("sealci_agent_actions_completed_total > 0")
     faults = {(labels.get("fault", ""), labels.get("reason", "")) for labels, _ in ended}

@@ -27,7 +27,10 @@ def commands() -> list[str]:
 
 
 def run(command: str, replaced: dict[str, str], *more: str) -> str:
-    """Run a command of the README. `replaced` maps its placeholders and names to those of the test."""
+    """Run a command of the README with the additional arguments `more`. Return its standard output.
+
+    Before the run, each key of `replaced` (a placeholder or a name in the command) is replaced by its value.
+    """
     for name, value in replaced.items():
         command = command.replace(name, value)
     program, *words = shlex.split(command)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Terminal:
-    """Runs pipelines with `sealci-agent run`, without a terminal, in one namespace."""
+    """Runs pipelines with `sealci-agent run` in one namespace. The output goes to pipes and not to a terminal."""
 
     def __init__(self, folder: Path, namespace: str) -> None:
         self.folder = folder

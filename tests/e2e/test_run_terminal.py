@@ -215,7 +215,7 @@ def test_a_failure_opens_a_shell(terminals: TerminalRuns) -> None:
     screen = terminals.run(actions, "--shell-on-failure")
     screen.until("command 1 failed with exit code 5", "A shell in /workspace", "/workspace $", timeout=90)
     # One `sh -c` runs both commands, because a Ctrl-C that comes between two commands of the outer shell would end
-    # neither. `read` is a builtin: dash ignores a Ctrl-C that comes while it starts a program.
+    # neither command. The test uses the builtin `read`, because dash ignores a Ctrl-C while dash starts a program.
     screen.type("cat file; sh -c 'stty size; read -r line'\r")
     screen.until("here", "40 120")
     screen.type("\x03")

@@ -82,7 +82,7 @@ FAILURES = {"failing": 3, "killed": 137}
 
 
 def traces() -> list[bytes]:
-    """Return the byte strings that must not be stored: the values, their lines, and their usual encodings."""
+    """Return the byte strings that must not be stored: the secret values, their lines, and their usual encodings."""
     found = []
     for value in (TOKEN, PASSWORD, *LINES):
         raw = value.encode()

@@ -1,4 +1,4 @@
-"""Failed set-ups: each has its reason and an understandable log, and none takes longer than its time limit."""
+"""Actions whose set-up fails. Each gets the right reason and an understandable log, within its time limit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
 
 MISSING = "localhost/sealci-test/does-not-exist:1"
 CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
-    # By name of the case: the action, the stage and the reason of its failure, and a text that its log must contain.
+    # By the name of a case: the action, the stage and reason of its failure, and a text that its log must contain.
     "missing-image": ({"image": MISSING}, "setup", "IMAGE_PULL_FAILED", "Events of the pod"),
     "no-registry": ({"image": "nowhere.invalid/x:1"}, "setup", "IMAGE_PULL_FAILED", "use an image that the nodes have"),
     "unschedulable": (

@@ -1,4 +1,7 @@
-"""The way from a pod through the cluster's DNS to a name server outside, all of it on the networks of this machine."""
+"""DNS lookups of a pod that go through the cluster's DNS to a name server outside the cluster.
+
+All parts run on this machine, so the test needs no internet.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,9 @@ LOOKUP = "import socket, sys\nfor name in sys.argv[1:]: print(name, socket.getho
 
 @pytest.fixture
 def dns() -> Iterator[str]:
-    """Run a second CoreDNS with the Corefile of a cluster whose upstream server is the test's. Yield its pod's address.
+    """Run a second CoreDNS whose upstream server is the test's name server. Yield the IP address of the CoreDNS pod.
 
-    The cluster's own CoreDNS stays as it is, because other tests use it.
+    Other tests use the cluster's own CoreDNS, so this fixture does not change the cluster's own CoreDNS.
     """
     name = f"way-out-{secrets.token_hex(3)}"
     meta = {"name": name, "namespace": SYSTEM}

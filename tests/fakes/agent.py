@@ -1,6 +1,7 @@
 """An agent that a test controls: it registers with a real scheduler and sends exactly what the test asks for.
 
-A FakeAgent lives as long as its `async with`. It sends no event by itself, unless the test passes `answer`.
+A FakeAgent lives as long as its `async with` block. It sends no event by itself, unless the test passes a function
+`answer`, which sends events for each action.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ def file_parts(*files: tuple[bytes, bytes], mode: int = 0o644) -> list[wire.Arti
 class FakeAgent:
     """One replica of the agent, which sends only what a test asks for.
 
-    `received` holds the messages of the scheduler by kind, without Registered and without acknowledgements of events.
-    The kind `heard` holds acknowledgements of health reports.
+    `received` has a queue for each kind of message that the scheduler sends. Registered and acknowledgements of events
+    are left out. The queue `heard` has the acknowledgements of health reports.
     """
 
     def __init__(
@@ -174,9 +175,9 @@ class FakeAgent:
             self.ended.set()
 
     async def note(self, ack: wire.Ack) -> None:
-        """Store the acknowledged number of an attempt's events.
+        """Record an acknowledgement of the scheduler.
 
-        Queue an acknowledgement that is for a health report.
+        For the events of an attempt, store the acknowledged number. For a health report, queue the acknowledgement.
         """
         if ack.action_id:
             async with self.acked:
@@ -216,7 +217,10 @@ class FakeAgent:
         await self.take("heard")
 
     async def event(self, key: Key, event: Event, seq: int | None = None) -> int:
-        """Send an event. `seq` is its number within the attempt, by default the next number. Return the number."""
+        """Send an event of an attempt. Return the event's number.
+
+        `seq` is the event's number within the attempt, by default the next number.
+        """
         if seq is None:
             seq = self.seqs[key.attempt_key] = self.seqs.get(key.attempt_key, 0) + 1
         await self.write(wire.AgentMessage(event=translate.event_message(key, seq, event)))
@@ -236,9 +240,9 @@ class FakeAgent:
     async def upload(
         self, key: Key, parts: Sequence[wire.ArtifactPart], *, summary: ArtifactSummary | None = None
     ) -> wire.UploadReceipt:
-        """Upload files to the scheduler and return the receipt.
+        """Upload files to the scheduler. Return the receipt that the scheduler sends.
 
-        If there is a summary, send the event with the summary afterwards.
+        If `summary` is given, send `summary` as an event after the upload.
         """
 
         async def chunks() -> AsyncIterator[wire.ArtifactChunk]:

@@ -35,8 +35,8 @@ class Request:
 class Scripted:
     """A scripted answer to the next `times` requests of a verb on paths that contain `part`.
 
-    The status `HANG` means no answer. If `applied` is true, the request first takes effect as usual. If `play` is
-    given, this function makes the answer in place of `status` and `body`.
+    With the status `HANG`, the request gets no answer. If `applied` is true, the request first takes effect as usual.
+    If `play` is given, the function `play` creates the answer, and `status` and `body` are not used.
     """
 
     verb: str

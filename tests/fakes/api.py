@@ -84,6 +84,7 @@ class FakeApi(Changing):
         router.add_post(PODS, self.on_create)
         router.add_get(f"{PODS}/{{name}}", self.on_get)
         router.add_delete(f"{PODS}/{{name}}", self.on_delete)
+        router.add_patch(f"{PODS}/{{name}}/resize", self.on_resize)
         router.add_get(f"{PODS}/{{name}}/log", self.on_log)
         router.add_get(f"{PODS}/{{name}}/exec", self.on_exec)
         self.add_routes(router)
@@ -262,8 +263,23 @@ class FakeApi(Changing):
             await self.put(pod, "DELETED")
         return web.json_response(pod)
 
+    async def on_resize(self, request: web.Request) -> web.Response:
+        """Set the resource requests of the containers that the patch names."""
+        name, body = request.match_info["name"], await request.json()
+        pod = deepcopy(self.pods.get(name))
+        if pod is None:
+            return failed(404, f'pods "{name}" not found')
+        if request.content_type != "application/strategic-merge-patch+json":
+            return failed(415, "this patch would replace the list of containers")
+        if body["metadata"]["uid"] != pod["metadata"]["uid"]:
+            return failed(409, "the precondition does not match")
+        for change in body["spec"]["containers"]:
+            found = next(each for each in pod["spec"]["containers"] if each["name"] == change["name"])
+            found["resources"]["requests"] |= change["resources"]["requests"]
+        return web.json_response(await self.put(pod))
+
     async def on_exec(self, request: web.Request) -> web.StreamResponse:
-        """Run a program in container `helper`. This class has only the program that reads the log from its file."""
+        """Run a program in container `helper`. This class supports only the program that reads the log file."""
         name, argv = request.match_info["name"], request.query.getall("command")
         if name not in self.helpers or argv[-3:-2] != [LOG_FOLDER]:
             return failed(404, "no such program")
@@ -272,13 +288,13 @@ class FakeApi(Changing):
         return web.Response()
 
     def log_of(self, name: str, container: str) -> bytes | None:
-        """Return what the node has of the log of a container, None if it has no log."""
+        """Return the part of a container's log that the node has kept. Return None if the container has no log."""
         if container == "helper" and name in self.helpers:
             return self.helpers[name].body()
         return self.logs.get((name, container))
 
     async def begin_log(self, name: str) -> HelperLog:
-        """Begin the log of an action."""
+        """Create an empty log for container `helper` of the pod `name`. Return the log."""
         self.helpers[name] = HelperLog(log_key_of(self.pods[name]))
         await self.notify()
         return self.helpers[name]
@@ -297,7 +313,10 @@ class FakeApi(Changing):
         return response
 
     async def follow(self, request: web.Request, response: web.StreamResponse, key: tuple[str, str]) -> None:
-        """Send the log of a container while it grows. As in a kubelet, the headers wait for the first byte."""
+        """Send the log of a container while the log grows.
+
+        Like a kubelet, send the HTTP headers only together with the first bytes of the log.
+        """
         sent, over = 0, False
         while not over:
             over = not self.runs(*key)
@@ -342,7 +361,10 @@ class FakeApi(Changing):
         return response
 
     async def send_events(self, response: web.StreamResponse, since: int, cuts: int, events: list[WatchEvent]) -> None:
-        """Send each event of a watch after the version `since`, until the test cuts all watches or the server stops."""
+        """Send each event of a watch that is newer than the resource version `since`.
+
+        Return when the test cuts all watches or when the server stops.
+        """
         while not self.stopping and self.cuts == cuts:
             fresh = [each for each in events if each[0] > since]
             for _, event in self.order(fresh):
@@ -357,7 +379,7 @@ class FakeApi(Changing):
 
 
 def encode_event(event: Object) -> bytes:
-    """Return a watch event as the JSON line of an API server, which is compact and has the fields in this order."""
+    """Return a watch event as a line of JSON, with the spacing and the order of fields that a real API server uses."""
     found, head = event["object"], ("name", "namespace", "uid", "resourceVersion")
     metadata = {key: found["metadata"][key] for key in head if key in found["metadata"]} | found["metadata"]
     kind = {"kind": found.get("kind", "Pod"), "apiVersion": found.get("apiVersion", "v1"), "metadata": metadata}

@@ -6,8 +6,8 @@ failed call with a sentence of its own.
 
 The scheduler joins host and port, parses them as a URI, and drops responses without a result. `read` also plays the
 controller, which is the client of the scheduler in SealCI. The scheduler notices only on a response that the controller
-has gone away, and the controller cannot store a NUL. The scheduler lives from `start` to `stop`. It may be
-started again on the same port, without its state.
+has gone away, and the controller cannot store a NUL. The scheduler lives from `start` to `stop`. After `stop`, a test
+can start the scheduler again on the same port, without its state.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ async def worlds(
 ) -> AsyncIterator[World]:
     """Run one agent with its fake scheduler and fake cluster while the block runs.
 
-    At the end no environment, session or call may be left.
+    At the end, check that the agent has no environment, no session and no gRPC call left.
     """
     async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as tasks:
         world = World(tasks, classic, agent or {}, scheduler)

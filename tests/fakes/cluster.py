@@ -1,8 +1,9 @@
-"""A cluster in memory: scripted environments whose logs have the real markers of the supervisor.
+"""A cluster in memory: each environment stands for the pod of one action and follows a script.
 
-By default an environment pulls its image, runs all commands with exit code 0 and succeeds. A `Script` changes this
-default run. A step in `holds` waits until the test unblocks the step. The backend counts creations and removals, so
-that a test can check that every environment is removed exactly once. A FakeBackend lives as long as a test.
+The log of an environment has the same markers (lines for the start and end of a command) as the log of a real pod. By
+default an environment pulls its image, runs all commands with exit code 0 and succeeds. A `Script` changes this default
+run. A step in `holds` waits until the test unblocks the step. Each environment counts its removals, so that a test can
+check that every environment is removed exactly once. A FakeBackend lives as long as a test.
 """
 
 from __future__ import annotations
@@ -48,13 +49,14 @@ class Script:
     """Changes to the default run of an environment.
 
     Args:
-        creates: for each `create` the error to raise, or None.
-        setups: the observations after each `create`. The last entry counts for all later ones.
+        creates: for each call of `create` the error to raise, or None for a call without an error.
+        setups: the observations after each call of `create`. The last entry counts for all later calls.
         codes: the exit code of each command, in order. A code other than 0 must be the last.
         output: the bytes that each command writes.
         end: the last observation, in place of the observation that follows from `codes`.
         holds: the steps that wait for the test: "create", "setup", "commands", "files", "remove".
-        collections: the result of each `files`, a `Collected` or an error. The last entry counts for all later ones.
+        collections: for each call of `files` the result, a `Collected` or an error. The last entry counts for all later
+            calls.
         setup_notice: text for the log of the action after the set-up.
         interactive: a person works in the environment at a terminal.
         deaf: the commands cannot be interrupted.
@@ -149,7 +151,7 @@ class FakeEnvironment:
         return True
 
     def release(self) -> None:
-        """Record that no session drives the environment."""
+        """Record that no session controls the environment any more."""
         self.steps.append("release")
 
     def disown(self) -> None:
@@ -179,7 +181,7 @@ class FakeEnvironment:
         await self.backend.notify()
 
     async def write(self, data: bytes) -> None:
-        """Append to the log."""
+        """Append `data` to the log of the action."""
         self.written.append(LogPiece(data, self.total))
         self.total += len(data)
         await self.backend.notify()
@@ -244,7 +246,7 @@ class FakeEnvironment:
         return MarkerReader(NONCE, 1000, start)
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogItem, None]:
-        """Yield the log. The first reader starts the commands."""
+        """Yield the log from its beginning, whatever `cursor` is. The first call starts the simulated commands."""
         self.playing = True
         await self.note("log")
         if not any(isinstance(seen, FINAL) for seen in self.seen):
@@ -278,9 +280,9 @@ class FakeEnvironment:
         return nullcontext()
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
-        """Yield one file, then the result of the copy that the script names next.
+        """Yield one file, then the next result of a copy from `Script.collections`. By default, the copy succeeds.
 
-        If this result is an error, raise it.
+        If the result is an error, raise the error in place of the end of the file.
         """
         await self.note("files")
         collections = self.script.collections

@@ -183,7 +183,7 @@ class Faults:
         return response
 
     async def slow(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Apply the request as usual, and answer byte by byte, for longer than the agent may wait."""
+        """Apply the request as usual, and answer so slowly, byte by byte, that the agent's time limits are exceeded."""
         if request.path.endswith("/exec"):
             request["fault"] = "slow"
             return await handler(request)

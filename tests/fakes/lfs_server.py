@@ -58,7 +58,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.send("application/vnd.git-lfs+json", json.dumps({"transfer": "basic", "objects": objects}).encode())
 
     def has_password(self) -> bool:
-        """Whether the request has the password, or needs none. If it does not, the answer is sent."""
+        """Return whether the request has the password or needs no password. If not, also send a response 401."""
         expected = base64.b64encode(f"git:{self.server.password}".encode()).decode()
         if not self.server.password or self.headers.get("Authorization") == f"Basic {expected}":
             return True

@@ -1,8 +1,8 @@
 """A scheduler for tests: a real grpc.aio server on loopback. A test scripts its behaviour by attributes.
 
-The scheduler keeps the stored events of each attempt over reconnects and over its own restarts, until `forget`. The
-list `breaches` records every breach of the contract: a gap in the numbers, one number for two different events, an
-event before the registration. Tests wait with `until` and never sleep.
+The scheduler keeps the stored events of each attempt over reconnects and over its own restarts, until a test calls
+`forget`. The list `breaches` records every breach of the contract: a gap in the event numbers, one number for two
+different events, an event before the registration. Tests wait with `until` and never sleep.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OPTIONS = (
 
 @dataclass(eq=False)
 class Peer:
-    """One stream of an agent, as the fake scheduler holds it."""
+    """One stream of an agent to the fake scheduler, with the messages that the scheduler has received."""
 
     authorization: str
     outgoing: asyncio.Queue[wire.SchedulerMessage | None] = field(default_factory=asyncio.Queue)
@@ -112,7 +112,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         await self.server.start()
 
     async def stop(self) -> None:
-        """Stop the server and break every stream. `start` may be called again."""
+        """Stop the server and break every stream. A test can start the server again with `start`."""
         if self.server is not None:
             await self.server.stop(None)
             self.server = None
@@ -123,7 +123,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
 
     @property
     def peer(self) -> Peer:
-        """Return the stream that has registered last."""
+        """Return the newest stream on which an agent has registered."""
         return [peer for peer in self.peers if peer.register is not None][-1]
 
     def forget(self) -> None:

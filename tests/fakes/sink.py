@@ -1,4 +1,7 @@
-"""A sink that records the events of every session. A test decides when the events are acknowledged."""
+"""An event sink for tests: it records the events that sessions would send to a scheduler.
+
+A test decides when the events count as acknowledged.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class RecordingEventSink:
-    """Opens a RecordingSessionSink for every session.
+    """Creates a RecordingSessionSink for every session.
 
-    While a test has cleared the event `acknowledges`, `wait_until_stored` of every session waits. `poisoned` holds ids
-    of actions whose sessions cannot send an event, because `send` raises an error.
+    While the asyncio.Event `acknowledges` is not set, `wait_until_stored` of every session waits. `poisoned` has the
+    ids of actions for whose sessions `send` raises an error.
     """
 
     def __init__(self) -> None:
@@ -66,9 +69,9 @@ class RecordingSessionSink:
         await self.sink.acknowledges.wait()
 
     async def upload(self, parts: AsyncIterator[FilePart]) -> None:
-        """Record an upload of a session.
+        """Record the parts of an upload of the session.
 
-        At its end, raise the next of the `upload_errors` that the test has set, if any.
+        If a test has put errors into `upload_errors`, remove the first error from this list and raise the error.
         """
         self.uploads.append([])
         async for part in parts:
@@ -106,7 +109,7 @@ class RecordingSessionSink:
 
     @property
     def stages(self) -> list[Stage]:
-        """Return the stages that the session has sent, in order. A stage that follows on itself counts once."""
+        """Return the stages that the session has sent, in order. Successive events with the same stage count once."""
         stages = [event.stage for event in self.events if isinstance(event, StageChanged)]
         return [stage for number, stage in enumerate(stages) if number == 0 or stages[number - 1] is not stage]
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Seconds until an agent must have ended after a signal. An agent that gets SIGTERM waits until its pods are gone. After
-# several restarts of the API server, a kubelet once learned of a deletion after 43 s, because it paused between its
-# tries.
+# several restarts of the API server, a kubelet once learned of a deletion after 43 s, because it had paused between two
+# connection attempts.
 LEAVING = 90.0
 
 

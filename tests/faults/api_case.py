@@ -136,7 +136,7 @@ class ApiCase(World):
     def trust(self, own: ssl.SSLContext, other: ssl.SSLContext, authority: Path) -> None:
         """Serve the API over TLS with the certificate in `own`, which `authority` has signed.
 
-        The agent trusts only `authority`. A fault may use the certificate in `other`.
+        The agent trusts only `authority`. The fault `TLS` uses the certificate in `other`.
         """
         self.api.tls, self.faults.other = own, other
         self.authority = authority
@@ -156,7 +156,10 @@ class ApiCase(World):
 
     @asynccontextmanager
     async def living(self) -> AsyncIterator[App]:
-        """Run the agent while the block runs. Store the agent's log lines, and the errors that reach the event loop."""
+        """Run the agent while the block runs.
+
+        Record the agent's log lines, and each call of the event loop's exception handler.
+        """
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self.loop_errors.append(context))
         with capture_logs() as self.log_lines:
             async with self.agent(**self.more) as app:
@@ -261,7 +264,8 @@ class ApiCase(World):
     async def until_counted(self, app: App, code: str) -> None:
         """Wait until the agent's metrics count as many answers to this case's request as the fault has made.
 
-        The last answer may still be on its way to the agent. `code` is the class of the answers' status, such as `5xx`.
+        The wait is necessary because the last answer can still be on its way to the agent. `code` is the class of the
+        answers' status, such as `5xx`.
         """
         async with asyncio.timeout(10):
             while self.count_of(app, code) < self.faults.hits:  # noqa: ASYNC110 - a metric has no event

@@ -93,7 +93,10 @@ class CrashCase:
                 await self.cluster.close()
 
     async def kill_and_replace(self, scheduler: Scheduler) -> None:
-        """Kill the agent when the action has reached the step `step`, then start the agent that continues."""
+        """Kill the agent when the action has reached the step `step`, and let another agent continue.
+
+        In the column `other` of the matrix, the other agent starts before the kill.
+        """
         self.listen(scheduler)
         first = await self.agent(scheduler, "replica-a")
         await scheduler.dispatcher.submit(RUN, parser.parse(TEXT, "p.yaml"), SECRETS)
@@ -114,7 +117,7 @@ class CrashCase:
     def listen(self, scheduler: Scheduler) -> None:
         """Wrap methods of the scheduler, so that the test sees each of their calls.
 
-        By the wrapped methods, the test notices health reports and lost attempts, and can hold the action at a step.
+        The wrappers notify the test of health reports and lost attempts. They can also hold the action at a step.
         """
         dispatcher = scheduler.dispatcher
         receive, health, give_up = dispatcher.receive, dispatcher.update_health, dispatcher.on_grace_expired

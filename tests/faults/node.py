@@ -1,7 +1,7 @@
-"""A scripted cluster: the API of the tests with a node that runs each pod from its scheduling to its end.
+"""A scripted cluster: a fake API server, and a simulated node that runs each pod from its scheduling to its end.
 
-A Cluster lives as long as a test. `Points` stops the cluster at one named point until the test opens it, so that a test
-can kill an agent exactly there.
+A Cluster lives as long as a test. `Points` stops the simulation at one named point until the test lets the simulation
+continue, so that a test can kill an agent exactly at this point.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
+# The point after the first of the two requests that delete a pod.
+FINAL_PHASE = "delete of the final pod sent"
 # Number of bytes that are appended at once to the log of a pod.
 AT_ONCE = 1 << 18
 # Seconds between two bytes of an exec that a test makes slow.
@@ -51,7 +53,7 @@ class Points:
 
 
 class Cluster(SharedApi):
-    """The API of the tests with a simulated node.
+    """A fake API server with a simulated node.
 
     `script` is the log of a pod. Its items are the bytes of a line, or the text of a marker ("s:1" is the start of
     command 1).
@@ -66,6 +68,8 @@ class Cluster(SharedApi):
         self.runs_of_pods: dict[str, asyncio.Task[None]] = {}
         self.pace: Callable[[int], Awaitable[None]] | None = None
         self.commands = sum(1 for each in script if isinstance(each, str) and each.startswith("s:"))
+        # A kubelet reports the final phase of a deleted pod about a second before it removes the pod.
+        self.slow_removal = points.held == FINAL_PHASE
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         super().add_routes(router)
@@ -76,7 +80,7 @@ class Cluster(SharedApi):
             run.cancel()
         await asyncio.gather(*self.runs_of_pods.values(), return_exceptions=True)
 
-    # ---- requests to the API, which may wait at a point
+    # ---- requests to the API, which can wait at a point
 
     async def on_create(self, request: web.Request) -> web.Response:
         """Create a pod, and start a task that simulates the run of the pod."""
@@ -97,12 +101,27 @@ class Cluster(SharedApi):
     async def on_delete(self, request: web.Request) -> web.Response:
         if await self.points.at("delete sent"):
             return web.Response(status=503)
+        pod = self.pods.get(request.match_info["name"], {})
+        if pod.get("status", {}).get("phase") == "Succeeded" and await self.points.at(FINAL_PHASE):
+            return web.Response(status=503)
         answer = await super().on_delete(request)
+        await self.stop_helper(request.match_info["name"])
         await self.points.at("deleted")
         return answer
 
+    async def stop_helper(self, name: str) -> None:
+        """End container `helper` of a pod that is being deleted and whose commands have ended."""
+        statuses = self.pods.get(name, {}).get("status", {}).get("containerStatuses", ())
+        if any(each["name"] == "action" and "terminated" in each["state"] for each in statuses):
+            ended = {"name": "helper", "state": {"terminated": {"exitCode": 0, "finishedAt": now()}}}
+            others = [each for each in statuses if each["name"] != "helper"]
+            await self.change_status(name, phase="Succeeded", containerStatuses=[*others, ended])
+
     async def on_exec(self, request: web.Request) -> web.StreamResponse:
-        """Run the collector over the workspace of a pod, and send all of its output in two messages."""
+        """Run the program that copies files out of a pod, and send the program's output in two messages.
+
+        The program reads the simulated workspace of the pod.
+        """
         if request.query.getall("command")[-3:-2] == [LOG_FOLDER]:
             return await super().on_exec(request)
         socket, process = await self.start_collector(request)
@@ -122,7 +141,10 @@ class Cluster(SharedApi):
         return socket
 
     async def start_collector(self, request: web.Request) -> tuple[web.WebSocketResponse, asyncio.subprocess.Process]:
-        """Accept an exec of the collector and start the collector on this machine, over the files of the pod."""
+        """Accept an exec of the program that copies files out of a pod, and start this program on this machine.
+
+        The program reads the simulated workspace of the pod.
+        """
         socket = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
         await socket.prepare(request)
         name = request.match_info["name"]
@@ -132,9 +154,9 @@ class Cluster(SharedApi):
         return socket, process
 
     async def spoil(self, socket: web.WebSocketResponse, request: web.Request, data: bytes) -> None:
-        """Send the collector's output as the test's fault `half` or `slow` demands.
+        """Send `data`, the output of an exec, as the fault of the request demands.
 
-        With `half`, send only the first half. With `slow`, send one byte at a time.
+        With the fault `half`, send only the first half and abort the connection. With `slow`, send one byte at a time.
         """
         if request["fault"] == "half":
             await socket.send_bytes(b"\x01" + data[: len(data) // 2])

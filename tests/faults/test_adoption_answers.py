@@ -1,4 +1,4 @@
-"""Answers of the scheduler to an adopted session: resume, discard, or no answer before the agent stops.
+"""Answers of the scheduler to the report of an adopted session: resume, discard, or no answer before the agent stops.
 
 The agent has claimed the pod of a dead agent and reported the session to the scheduler.
 """
@@ -48,7 +48,7 @@ class Estate(World):
         self.name = ""
 
     async def orphan(self, action: Action = ACTION) -> None:
-        """Create the pod of `action` in the name of an agent that died before it created the action's Secret."""
+        """Create the pod of `action` as if its agent had died before the agent created the action's Secret."""
         client = self.api.client()
         watch = PodWatch(client, "ci", "default", client.metrics)
         environment = PodBackend(self.settings(**ADOPTING), client, watch, FORMER, ClusterFacts()).environment(action)

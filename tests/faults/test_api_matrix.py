@@ -40,7 +40,7 @@ WITHOUT = "without"
 CLUSTER, CONFIGURATION, FILES = "CLUSTER_UNAVAILABLE", "INVALID_CONFIGURATION", "ARTIFACTS_FAILED"
 FAILURES = (CLUSTER, CONFIGURATION, FILES)
 
-# Faults that may end by themselves. After most of them the agent repeats the request.
+# Faults that can end by themselves. After most of these faults the agent repeats the request.
 PASSING = ("refused", "TLS", "401", "429", "500", "503", "504", "applied", "half", "slow")
 READS = ("403 right", "404")
 WRITES = (*READS, "409")

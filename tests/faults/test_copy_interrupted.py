@@ -1,8 +1,9 @@
-"""A copy of 100 MiB is interrupted after each tenth, between pod and agent or between agent and scheduler.
+"""A copy of 100 MiB from a pod to the scheduler is interrupted after each tenth of the bytes.
 
-The scheduler never stores a part of a file. The agent is a real process, with a proxy between agent and scheduler. The
-exec is a websocket to which the real collector (the program that copies files out of a pod) writes. Each case
-interrupts the first try once. cluster/test_copy_on_the_cluster.py has cases on a cluster.
+The test interrupts the connection between pod and agent, or the connection between agent and scheduler. The scheduler
+must never store a part of a file. The agent is a real process, with a proxy between agent and scheduler. The exec is a
+websocket to which the real collector (the program that copies files out of a pod) writes. Each case interrupts only the
+first try of the copy. cluster/test_copy_on_the_cluster.py has cases on a cluster.
 """
 
 from __future__ import annotations

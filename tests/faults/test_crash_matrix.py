@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.agent_processes import AgentProcesses
 from tests.faults.crash_case import CrashCase
+from tests.faults.node import FINAL_PHASE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -34,6 +35,7 @@ STEPS = (
     "outcome sent",
     "outcome not acknowledged",
     "delete sent",
+    FINAL_PHASE,
     "deleted",
 )
 COLUMNS = ("same", "other", "later")

@@ -45,8 +45,8 @@ def sockets() -> int:
     for descriptor in os.listdir("/proc/self/fd"):
         try:
             count += os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
-        # The list of descriptors also has the descriptor by which `os.listdir` read the folder. This one is closed
-        # already.
+        # The list of descriptors also has the descriptor with which `os.listdir` read the folder. By now `os.listdir`
+        # has closed this descriptor.
         except FileNotFoundError:
             continue
     return count
@@ -305,8 +305,8 @@ async def test_an_expired_token_is_read_again_and_the_sessions_continue(
             "Bearer second",
         ]
         assert scheduler.log_of(ACTION.key) == b"one\ntwo\n"
-        # If a write fails first, gRPC loses the status with which the scheduler ended the stream. This may happen to
-        # the first stream.
+        # If a write fails first, gRPC loses the status with which the scheduler ended the stream. Such a loss is
+        # possible on the first stream.
         assert agent.sample("stream_reconnects_total", reason="unauthenticated") >= agent.failures - 1
 
 
@@ -330,7 +330,7 @@ async def test_no_message_of_an_agent_exceeds_the_size_limit(scheduler: FakeSche
     events: list[Event] = [
         Accepted(endless),
         StageChanged(Stage.SETUP, endless),
-        LogChunk(bytes(64 << 10)),
+        LogChunk(bytes(256 << 10)),
         ArtifactSummary(1, 1, (LeftOut(b"p" * 4096, endless[: 16 << 10]),) * 1_000, 1_000),
         Finished(Outcome(Result.FAILED, Stage.SETUP, Reason.INTERNAL, message=endless)),
     ]
@@ -360,8 +360,8 @@ async def test_the_agent_stays_with_a_silent_scheduler_that_has_answered_everyth
 
         def counted(before: float) -> tuple[Key, ...]:
             calls.append(before)
-            # At its 12th check whether an answer is overdue, the agent has not heard from the scheduler for twice the
-            # allowed time.
+            # When the agent checks for the 12th time whether an answer is overdue, the scheduler has sent nothing for
+            # twice the allowed time.
             if len(calls) == 12:
                 watched.set()
             return unanswered(before)

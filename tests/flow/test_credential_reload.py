@@ -149,9 +149,9 @@ def access(files: Files) -> Access:
 async def test_replaced_credentials_interrupt_no_action_and_lose_no_event(
     certificates: Certificates, tmp_path: Path
 ) -> None:
-    """The test replaces the CA, both certificates and the token, first at the scheduler, then at the agent.
+    """While an action runs, the test replaces the CA, both certificates and the token.
 
-    While it does so, an action runs.
+    The test replaces them first at the scheduler and then at the agent.
     """
     new_ca = authority(tmp_path, "new-ca")
     server, agents = Files(tmp_path, "server"), Files(tmp_path, "agent")

@@ -172,8 +172,8 @@ async def test_after_a_state_loss_the_session_sends_its_events_again(scheduler: 
         await scheduler.start()
         assert await losses.get() == (KEY, Resume(KEY, seq=0))
 
-        # The outbox has reported the state loss. The session sends no event before the test calls `restart`, even if
-        # the stream breaks a second time.
+        # The agent has noticed the state loss. From now on, the session sends no event until the test calls `restart`,
+        # even if the stream breaks a second time.
         scheduler.peer.end(grpc.StatusCode.UNAVAILABLE)
         assert await losses.get() == (KEY, Resume(KEY, seq=0))
         assert scheduler.stored == {}

@@ -89,7 +89,8 @@ async def test_a_death_inside_a_run_ends_the_run_and_the_agent(
         # A KeyError that `run_pipeline` raises reaches `main`, which prints a message and exits with a code.
         assert stopped.is_set()
         return
-    # If the store fails, it accepts no pipeline. Then the run starts no agent, so no agent was stopped.
+    # If the scheduler's Store fails, the scheduler accepts no pipeline. Then `run_pipeline` starts no agent, so no
+    # agent was stopped.
     assert stopped.is_set() or owner is Store
     assert code in (ExitCode.FAILED, ExitCode.INFRASTRUCTURE)
     assert "Traceback" not in capsys.readouterr().err

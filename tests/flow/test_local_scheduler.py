@@ -418,8 +418,8 @@ async def test_a_call_without_the_token_is_refused(tmp_path: Path) -> None:
 
 
 async def test_agents_and_people_have_tokens_of_their_own(tmp_path: Path) -> None:
-    # Attack: a program with the token of agents submits a pipeline, or a person's token registers as an agent and gets
-    # the secrets of the next action.
+    # Attack: a program with the agents' token submits a pipeline. Or a program with a person's token registers as an
+    # agent and gets the secrets of the next action.
     files = {name: tmp_path / name for name in ("agents", "people")}
     for name, file in files.items():
         file.write_text(f"{name}\n")

@@ -42,8 +42,8 @@ class LossyWorld(World):
         await self.scheduler.until('the event "finished" is stored', lambda: self.stored_kinds[-1:] == ["finished"])
         assert self.stored_kinds == kinds
         assert (await self.outcome()).result == wire.SUCCEEDED
-        # Do not check `FakeScheduler.breaches` here. It lists the event numbers that begin anew, but after a state loss
-        # this is correct.
+        # Do not check `FakeScheduler.breaches` here. It lists event numbers that start again at 1, but after a state
+        # loss such event numbers are correct.
         await self.api.until("every pod is deleted", lambda: not self.api.pods)
         await self.app.sessions.idle()
         made = [each for each in self.api.requests if each.verb == "create" and each.path.endswith("/pods")]

@@ -72,8 +72,8 @@ async def test_an_action_is_a_span_and_each_stage_a_child_span(collector: Collec
     assert collector.resources[0]["service.name"] == "sealci-agent"
     assert (collector.resources[0]["service.version"], collector.resources[0]["sealci.pool"]) == ("1.2.3", "p")
     assert collector.paths == {"/v1/traces"}
-    # The commands get a trace context whose parent is the action's span, so that spans of the commands become its
-    # children.
+    # The commands get a trace context whose parent is the action's span, so that spans of the commands become children
+    # of the action's span.
     (environment,) = backend.environments.values()
     assert environment.action.traceparent == f"00-{action.trace_id.hex()}-{action.span_id.hex()}-01"
 

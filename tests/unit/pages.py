@@ -1,4 +1,4 @@
-"""Pages in Markdown, read for `test_docs`: blocks and pieces of code, commands in them, headings and links."""
+"""Parse the documentation's Markdown pages for `test_docs`: code blocks, inline code, commands, headings and links."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Compare what the pages state about files, commands, settings and pipeline files with the repository.
+"""Compare what the documentation states about files, commands, settings and pipeline files with the repository.
 
-A page that names something that does not exist fails here, with its line.
+A test fails and names the page and the line if a page names something that does not exist.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def test_paths_in_the_repository_exist(page: Path) -> None:
 
 
 def misused(words: list[str]) -> str:
-    """Return what is wrong with a `sealci-agent` command line, given as words. Return "" if nothing is wrong."""
+    """Return the mistake in the words of a `sealci-agent` command line, or "" if there is no mistake."""
     if len(words) < 2 or words[1] in ("-h", "--help"):
         return ""
     command = cli.commands.get(words[1])
@@ -220,7 +220,10 @@ def value_keys() -> dict[str, bool]:
 
 
 def within(key: str, keys: dict[str, bool]) -> bool:
-    """Return whether `key`, which may be a glob, matches one of `keys` or stands below a key whose value is True."""
+    """Return whether `key` matches one of `keys`, or is below one of `keys` whose value is True.
+
+    `key` may be a glob.
+    """
     parts = key.split(".")
     above = (".".join(parts[:length]) for length in range(1, len(parts)))
     return any(fnmatchcase(each, key) for each in keys) or any(keys.get(each) for each in above)

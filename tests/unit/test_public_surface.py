@@ -1,7 +1,7 @@
-"""The public surface, compared with golden files: what installers, schedulers and pods of other versions rely on.
+"""The public surface, on which installers, schedulers and pods of other releases rely, compared with golden files.
 
-A refactoring must not change a file in `public_surface/`. Prose (help texts, messages) is not part of the files.
-`UPDATE_GOLDEN=1 pytest tests/unit/test_public_surface.py` rewrites the files that differ.
+A refactoring must not change a file in `public_surface/`. These files contain no prose, such as help texts and
+messages. `UPDATE_GOLDEN=1 pytest tests/unit/test_public_surface.py` rewrites the files that differ.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def as_yaml(*documents: Object) -> str:
 
 
 def check(name: str, actual: str) -> None:
-    """Compare a text with a golden file. With `UPDATE_GOLDEN=1`, rewrite a golden file that differs and fail."""
+    """Compare a text with a golden file, and fail if they differ. With `UPDATE_GOLDEN=1`, rewrite the file first."""
     file = GOLDEN / name
     golden = file.read_text(encoding="utf-8") if file.exists() else ""
     if golden == actual:
@@ -140,7 +140,10 @@ def parameter(param: click.Parameter) -> tuple[str, Object]:
 
 
 def commands(command: click.Command, path: str, parent: click.Context | None = None) -> Iterator[tuple[str, Object]]:
-    """Yield the path and the parameters of a command, then of all its subcommands. `path` is the words that call it."""
+    """Yield the path and the parameters of a command, then of all its subcommands.
+
+    `path` is the words that call the command, such as the program's name and a subcommand.
+    """
     context = click.Context(command, parent, info_name=path.rpartition(" ")[2], **command.context_settings)
     yield path, dict(parameter(each) for each in command.get_params(context))
     if isinstance(command, click.Group):
@@ -181,7 +184,7 @@ def test_metrics() -> None:
 
 
 def without_program(pod: Object) -> Object:
-    """Replace the packed program in commands by PROGRAM. Its bytes depend on the versions of Python and zlib."""
+    """Replace the helper's packed program by PROGRAM, because its bytes depend on the versions of Python and zlib."""
     helper = pod["spec"]["containers"][0]
     program = packaging.helper_program(command_module.SUPERVISOR, command_module.SETUP)[-1]
     helper["command"] = ["PROGRAM" if each == program.replace("$", "$$") else each for each in helper["command"]]

@@ -152,8 +152,8 @@ def test_sizes_and_durations_are_read_from_text(tmp_path: Path) -> None:
 def test_a_classic_agent_that_anyone_may_call_is_refused(classic: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match=r"any peer that reaches .* could run actions: set classic.ca_file"):
         load(None, {"scheduler": {"protocol": "classic", "classic": classic}}, {})
-    # With the classic protocol these values are refused, because any peer could call the agent. With the stream
-    # protocol the agent listens on no port, so the values are accepted.
+    # With the classic protocol, the agent refuses these settings, because any peer could run actions. With the stream
+    # protocol the agent listens on no port, so it accepts the settings.
     load(None, {"scheduler": {"classic": classic}}, {})
 
 

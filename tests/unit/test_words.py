@@ -1,4 +1,4 @@
-"""The glossary as a check: prose uses the field's words, not the private words of version 1.
+"""The glossary as a check: prose uses the usual words of Kubernetes and CI, not the private words of version 1.
 
 Prose is every comment, docstring, message (a string with a space in it) and documentation page. The table in
 docs/glossary.md explains what to write in place of each refused word.
@@ -38,7 +38,7 @@ def sources() -> list[Path]:
 
 
 def pages() -> list[Path]:
-    """Return the files that consist of prose, so that every line is checked."""
+    """Return the documentation pages, proto files and shell scripts. The test checks each of their lines."""
     patterns = (
         "*.md",
         "docs/*.md",
@@ -65,7 +65,7 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def offenders(path: Path, lines: Iterator[tuple[int, str]]) -> list[str]:
-    """Return a line for each refused word: where it stands, the word, and the text around it."""
+    """Return a line of text for each refused word: its file and line, the word, and the text around it."""
     where = path.relative_to(ROOT)
     return [
         f"{where}:{number}: {m[0]!r} in {line.strip()[:100]!r}"

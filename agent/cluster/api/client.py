@@ -2,8 +2,8 @@
 
 One `Client` lives as long as the agent. Objects are plain dicts, because the library's models need 24 times the CPU
 time of plain JSON. Logs and watches are raw streams, because the library's readers decode the data, repeat data after a
-reconnect, and stop at errors. Every request is counted. Every failure is a `ClusterError`, which knows whether a retry
-can help.
+reconnect, and stop at the first error. Every request is counted. Every failure is a `ClusterError`, which states
+whether a retry can help.
 """
 
 from __future__ import annotations
@@ -44,9 +44,12 @@ DEFAULT_TIMINGS = ApiTimings()
 # whole seconds, so smaller differences mean nothing.
 CLOCK_NOISE = timedelta(seconds=2)
 JSON, MERGE_PATCH = "application/json", "application/merge-patch+json"
+# The content type of a patch that names an element of a list, such as one container, by its key.
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 # The HTTP method of each RBAC verb.
 METHODS = {"create": "POST", "get": "GET", "list": "GET", "watch": "GET", "delete": "DELETE", "patch": "PATCH"}
-# Maximum number of bytes that are read of a failed answer. Reading ends after `FAILURE_READ_SECONDS`.
+# Maximum number of bytes that are read from the body of a response with an error status. Reading the body ends after
+# `FAILURE_READ_SECONDS`.
 MAX_FAILURE_BYTES = 1 << 16
 FAILURE_READ_SECONDS = 10
 
@@ -92,6 +95,7 @@ class Client:
         *,
         body: Object | None = None,
         query: Mapping[str, str] | None = None,
+        patch: str = MERGE_PATCH,
     ) -> Object:
         """Make one request and return its JSON.
 
@@ -99,12 +103,13 @@ class Client:
             verb: as in RBAC: create, get, list, delete ...
             resource: as in RBAC: "pods", "pods/log" ...
             path: the path of the URL.
+            patch: the content type of the body if the verb is patch.
 
         Raises:
             ClusterError: the answer is not 2xx, or no whole answer came in time.
         """
         timeout = aiohttp.ClientTimeout(total=self.settings.request_timeout)
-        async with self.stream(verb, resource, path, body=body, query=query, timeout=timeout) as response:
+        async with self.stream(verb, resource, path, body=body, query=query, timeout=timeout, patch=patch) as response:
             try:
                 answer = json.loads(await response.read())
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
@@ -123,16 +128,20 @@ class Client:
         body: Object | None = None,
         query: Mapping[str, str] | None = None,
         timeout: aiohttp.ClientTimeout,
+        patch: str = MERGE_PATCH,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Make one request and yield its unread response. The connection ends with the block.
+        """Make one request and yield its unread response.
+
+        The connection is closed at the end of the caller's `async with` block.
 
         Raises:
-            ClusterError: the answer is not 2xx, or no head of an answer came. The caller handles errors of the body.
+            ClusterError: the answer is not 2xx, or no response headers came. The caller handles errors while it reads
+            the body.
         """
         await self.acquire_slot(verb, resource)
         began, code = time.monotonic(), "error"
         try:
-            response = await self.send(METHODS[verb], path, body, query, timeout)
+            response = await self.send(METHODS[verb], path, body, query, timeout, patch)
             code = f"{response.status // 100}xx"
         except (aiohttp.ClientError, OSError, TimeoutError, ConfigException) as error:
             self.mark_unreachable()
@@ -156,7 +165,7 @@ class Client:
         self.metrics.request_wait.labels(METRIC_LABELS[priority]).observe(time.monotonic() - began)
 
     def mark_unreachable(self) -> None:
-        """Record that the API server did not answer. The next answer ends this state."""
+        """Record that the API server did not answer. The API server's next answer ends this state."""
         self.reachable = False
         self.metrics.cluster_reachable.set(0)
 
@@ -174,10 +183,11 @@ class Client:
         body: Object | None,
         query: Mapping[str, str] | None,
         timeout: aiohttp.ClientTimeout,
+        patch: str,
     ) -> aiohttp.ClientResponse:
         """Send the request with the configured credentials. Returns when the head of the answer has arrived."""
         data = None if body is None else json.dumps(body).encode()
-        kind = MERGE_PATCH if method == "PATCH" else JSON
+        kind = patch if method == "PATCH" else JSON
         return await self.session.request(
             method,
             self.url(path, (query or {}).items()),
@@ -189,7 +199,7 @@ class Client:
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """The connections to the API server, with the configured TLS trust."""
+        """The session that holds the connections to the API server, with the configured TLS trust."""
         return session_of(self.api)
 
     @property
@@ -202,7 +212,7 @@ class Client:
         return f"{self.api.configuration.host}{path}{'?' if text else ''}{text}"
 
     async def credentials(self) -> dict[str, str]:
-        """Return the headers of authentication. The library reads a rotated token again."""
+        """Return the headers of authentication. The Kubernetes library reads a rotated token again."""
         found = await self.api.configuration.auth_settings()
         return self.api.default_headers | {each["key"]: each["value"] for each in found.values()}
 
@@ -221,9 +231,9 @@ class Client:
         seconds: float,
         notify: Callable[[str], Awaitable[None]] | None = None,
     ) -> Object:
-        """Call `attempt` again for up to `seconds`, while it fails with a retryable error. Obeys Retry-After.
+        """Call `attempt` again for up to `seconds`, while it fails with a retryable error.
 
-        `notify` is called with the error's text before each pause.
+        Waits as long as a Retry-After header demands. `notify` is called with the error's text before each pause.
 
         Raises:
             ClusterError: the last error.
@@ -251,7 +261,7 @@ class Client:
 
 
 def retry_pause(state: RetryCallState, timings: ApiTimings) -> float:
-    """Return the seconds before the next try: Retry-After, or else an exponential back-off with full jitter."""
+    """Return the seconds before the next try: the Retry-After header, else an exponential back-off with full jitter."""
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, ClusterError) and error.retry_after is not None:
         return min(error.retry_after, timings.longest_retry_after)

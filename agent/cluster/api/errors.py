@@ -21,7 +21,7 @@ MAX_MESSAGE = 2000
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a failed answer of the API server means. The first rule of `RULES` that matches decides."""
+    """What a response of the API server with an error status means. The first rule of `RULES` that matches decides."""
 
     statuses: Container[int]
     needle: str
@@ -83,7 +83,7 @@ RULES = (
 
 
 def failure(verb: str, resource: str, status: int, headers: Mapping[str, str], body: str) -> ClusterError:
-    """Turn a failed answer into an error. A body that is not a Status object becomes the message."""
+    """Turn a failed answer into an error. If the body is not a Status object, the whole body is the error's message."""
     try:
         answer = json.loads(body)
         message = str(answer.get("message") or body)

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 # Version 5 of the protocol adds only a signal for the end of stdin. The agent's programs in the pod know the size of
 # their stdin beforehand.
 PROTOCOL = "v4.channel.k8s.io"
-# Maximum number of bytes of one frame. `MAX_STDERR` is the maximum for the kept stderr, `MAX_STATUS` for the status.
+# Maximum number of bytes of one frame. `MAX_STDERR` is the maximum of the stderr that is kept, `MAX_STATUS` the maximum
+# of the status frame.
 MAX_FRAME = 4 * 1024 * 1024
 MAX_STDERR = 16 * 1024
 MAX_STATUS = 64 * 1024
@@ -163,7 +164,7 @@ class ExecStream:
         raise StopAsyncIteration
 
     def _read_side_channel(self, data: bytes) -> None:
-        """Read a frame of stderr or of the status."""
+        """Keep the content of a frame of the stderr channel or of the status channel."""
         if data[:1] == STDERR:
             self.stderr += data[1 : MAX_STDERR - len(self.stderr) + 1]
         elif data[:1] == STATUS:
@@ -244,7 +245,7 @@ class ExecStream:
         )
 
     async def _watch_deadline(self) -> None:
-        """Close the socket when `_wait_for_abort` returns, or at the latest when the caller leaves the stream."""
+        """Close the socket when `_wait_for_abort` returns, or when this task is cancelled."""
         try:
             self._abort_error = await self._wait_for_abort()
         except (aiohttp.ClientError, OSError) as error:
@@ -255,7 +256,7 @@ class ExecStream:
     async def _wait_for_abort(self) -> ExecError:
         """Wait for the deadline, or for a ping without an answer while the caller waits for a frame.
 
-        Return the error.
+        Return the error that the iteration over the stream then raises.
         """
         now = asyncio.get_running_loop().time
         pinged = False

@@ -41,7 +41,7 @@ def priority_of(verb: str, resource: str) -> Priority:
 class TokenBucket:
     """Admits `rate` requests per second, and a burst of twice as many.
 
-    The client owns it and uses it in one event loop.
+    The API client owns the bucket and uses it in one event loop.
     """
 
     def __init__(self, rate: float) -> None:

@@ -111,7 +111,10 @@ class Reflector:
         return str(version)
 
     async def follow(self, version: str) -> str:
-        """Watch from a resource version until the server ends the watch. Return the last version, "" to list again."""
+        """Watch from a resource version until the server ends the watch.
+
+        Return the last resource version, or "" if the caller must list the objects again.
+        """
         timings = self.client.timings
         seconds = random.randint(*timings.watch_duration)  # noqa: S311 - spreads load, guards nothing
         query = self.query | {
@@ -183,7 +186,7 @@ class Reflector:
         self.on_update(name, found)
 
     def delete(self, found: Object, last: Object | None) -> None:
-        """Remove a deleted object, unless a new object has its name.
+        """Remove a deleted object, unless a new object has the same name.
 
         `last` is the object's last state, None if it is unknown.
         """

@@ -1,8 +1,8 @@
 """The manifest at the end of an archive: every file with its hash, and the files that the collector did not send.
 
-The collector is the program `collect_files` in the pod. Pure. A reader lives for one archive. The reader does not keep
-the manifest's lines about files, only one hash over these lines. The `ArchiveReader` writes the same lines from the
-files that arrived, and the two hashes must be equal.
+The collector is the program `collect_files` in the pod. The module performs no I/O. A `ManifestReader` lives for one
+archive. The `ManifestReader` does not keep the manifest's lines about files, only one hash over these lines. The
+`ArchiveReader` writes the same lines from the files that arrived, and the two hashes must be equal.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Read the archive that the collector sends, as input from an untrusted pod.
 
 This module has a push parser of its own, because `tarfile` blocks on a file object and accepts links, devices and more.
-This parser accepts plain files only. Pure: bytes go in through `feed`, and parts of files come out. Nothing touches a
-disk, and no file is ever in memory as a whole.
+This parser accepts plain files only. The parser performs no I/O: bytes go in through `feed`, and parts of files come
+out. No file is ever in memory as a whole.
 
 The stream is a tar archive of regular files in the form that `collect_files` writes, then the manifest, then the end.
 The reader refuses everything else: links, devices, unknown extensions, paths that leave the workspace, and more than
@@ -37,7 +37,7 @@ ZEROS = bytes(BLOCK)
 class ArchiveLimits:
     """Limits of one collection: number of files, bytes of one file and of all files, and seconds.
 
-    The value never changes.
+    An immutable value.
     """
 
     files: int
@@ -47,7 +47,7 @@ class ArchiveLimits:
 
 
 class ArchiveEnd(Enum):
-    """The item that stands for the end of the archive. No other item follows."""
+    """The item of `ArchiveReader.feed` that stands for the end of the archive. No other item follows."""
 
     END = "end"
 

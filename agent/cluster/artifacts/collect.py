@@ -3,7 +3,8 @@
 One collection is one exec of the program `collect_files` in container `helper`. The stream is read, checked and passed
 on as it arrives. Memory is therefore bounded, and a slow consumer slows the sender. The collection counts only if all
 of it is right: the command's exit code, the end of the archive, and a manifest that equals the files that arrived.
-Everything else is `CollectionBroken`. The files passed on are then void, and the caller may start again.
+Otherwise `collect` raises `CollectionBroken`. The caller must then discard the files that were passed on, and can start
+again.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ MAX_CHANGED = 5
 
 
 class CollectionBroken(ClusterError):
-    """The collection did not complete or cannot be trusted. The files that were yielded are void."""
+    """The collection did not complete or cannot be trusted. The caller must discard the files that were yielded."""
 
 
 class ExecOutput(Protocol):
-    """The stdout of a command, implemented by `exec.ExecStream`. One collection opens it and closes it.
+    """The stdout of a command, implemented by `exec.ExecStream`. Each collection opens and closes its own.
 
     `exit_code` and `stderr` are complete once the iteration has ended.
     """
@@ -80,11 +81,12 @@ async def collect(
 ) -> AsyncGenerator[FilePart | Collected, None]:
     """Yield the parts of all files, then `Collected`, within `limits.seconds`.
 
-    When most of the time is over, the collector leaves out the files that it has not started. A caller that stops
-    early must use `contextlib.aclosing`.
+    When most of `limits.seconds` is over, the collector leaves out the files that it has not started. A caller that
+    stops early must use `contextlib.aclosing`.
 
     Raises:
-        CollectionBroken: everything that was yielded is void. If the error is retryable, the caller may start again.
+        CollectionBroken: the caller must discard everything that was yielded. If the error is retryable, the caller can
+        start again.
     """
     manifest: ArchiveManifest | None = None
     command = collect_command(rules, limits, workspace=workspace)

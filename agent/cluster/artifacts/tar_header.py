@@ -1,8 +1,8 @@
 """Headers of the archive that the collector writes. The parser accepts only the form that the collector writes.
 
-The collector is the program `collect_files` in the pod. The functions are pure. General tar files have links, devices,
-owners, sparse files, names in three places and numbers in two bases. Most security holes of unpacking programs come
-from these features. This parser knows none of them.
+The collector is the program `collect_files` in the pod. The functions perform no I/O. General tar files have links,
+devices, owners, sparse files, names in three places and numbers in two bases. Most security holes of unpacking programs
+come from these features. This parser accepts none of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The cluster's half of `sealci-agent doctor`: API server, clock, permissions, quota, and one pod as a probe.
 
-Each check lives for one or two requests, and the probe for seconds. The checks change nothing in the cluster except the
+A check sends one or two requests, and the probe takes some seconds. The checks change nothing in the cluster except the
 probe's pod, which is created in a pool of its own and deleted.
 """
 
@@ -57,7 +57,7 @@ async def examine(client: Client, settings: Settings, image: str, seconds: float
 
 
 def clock(client: Client) -> Finding:
-    """Compare this machine's clock with the API server's clock, as its last answer shows it."""
+    """Compare this machine's clock with the API server's clock, as the Date header of its last answer shows it."""
     ahead = client.ahead.total_seconds()
     if not ahead:
         return ok(CLOCK, "within 2 s of the API server's")

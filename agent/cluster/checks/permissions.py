@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agent.domain.check_result import Finding, failed, ok
+from agent.domain.check_result import Finding, failed, ok, warning
 from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -25,13 +25,17 @@ COORDINATION = "coordination.k8s.io"
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """One verb on one resource of the namespace, with its purpose. `resource` may name a subresource after a `/`."""
+    """One verb on one resource of the namespace, with its purpose. `resource` may name a subresource after a `/`.
+
+    Without an `optional` right, the agent is only slower.
+    """
 
     group: str
     resource: str
     verb: str
     purpose: str
     name: str = ""
+    optional: bool = False
 
     def __str__(self) -> str:
         return f"{self.verb} {self.resource}"
@@ -51,6 +55,9 @@ RIGHTS = (
     Right("", "secrets", "delete", "replace the Secret of an earlier attempt to create the environment"),
     Right("", "events", "list", "show the pod's events in the log of a failed set-up"),
 )
+NUDGE_RIGHT = Right(
+    "", "pods/resize", "patch", "see the end of an action at once, by a small resize of container helper", optional=True
+)
 LEASE_RIGHTS = tuple(
     Right(COORDINATION, "leases", verb, purpose)
     for verb, purpose in (
@@ -67,6 +74,7 @@ def required_rights(settings: Settings) -> tuple[Right, ...]:
     """Return the permissions that the agent needs with these settings."""
     anchor = settings.agent.anchor
     rights = RIGHTS + (LEASE_RIGHTS if settings.agent.adoption else ())
+    rights += (NUDGE_RIGHT,) if settings.environment.nudge_kubelet else ()
     return (
         (*rights, Right("", "configmaps", "get", "read the ConfigMap that owns all pods", anchor)) if anchor else rights
     )
@@ -115,4 +123,7 @@ async def examine(client: Client, settings: Settings) -> AsyncIterator[tuple[Rig
             )
             group = f' of apiGroup "{right.group}"' if right.group else ""
             advice = f'add the verb "{right.verb}" on "{right.resource}"{group} to the agent\'s Role in {namespace}'
-            yield right, failed(check, why, advice)
+            if right.optional:
+                yield right, warning(check, why, f"{advice}, or set environment.nudge_kubelet: false")
+            else:
+                yield right, failed(check, why, advice)

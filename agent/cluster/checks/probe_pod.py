@@ -1,6 +1,6 @@
 """The probe of the doctor: a real environment that is created, run, read and deleted as for an action.
 
-Only a probe proves that the agent can run actions. A probe lives for seconds and uses the same code as an action.
+Only a probe proves that the agent can run actions. The probe takes some seconds and uses the same code as an action.
 The probe has a pool of its own, so that no agent sees the probe's pod. The pod has the shape that the settings give to
 all pods, with the agent's image in place of the user's. The pod is deleted also if a check fails.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from agent.aio import cancel_and_wait
 from agent.cluster.environment.backend import PodBackend
-from agent.cluster.environment.capabilities import ClusterFacts, user_namespaces
+from agent.cluster.environment.capabilities import ClusterFacts, learn_facts
 from agent.cluster.environment.watch import PodWatch
 from agent.domain.actions import Action, ArtifactRules, Key, Resources, When
 from agent.domain.check_result import Finding, failed, ok, skipped, warning
@@ -39,14 +39,14 @@ POD_RUNS, LOG, EXEC, USER_NAMESPACE, OUTSIDE, POD_DELETED = (
     "probe: names outside",
     "probe: pod deleted",
 )
-# Seconds until the listing of pods fails. `LOG_SECONDS` is the limit for reading the log of the probe's pod, and
+# Seconds to wait for the first list of the pods. `LOG_SECONDS` is the limit for reading the log of the probe's pod, and
 # `COPY_SECONDS` the limit for copying a file out of it.
 WATCH_SECONDS = 20.0
 LOG_SECONDS = 40.0
 COPY_SECONDS = 60.0
-# The program by which the third of COMMANDS asks for a name outside the cluster. The name is in `invalid`, a domain
-# that never exists (RFC 6761), so the program contacts no host outside.
-# A name server with a way out answers that there is no such name. A name server without one refuses the question.
+# The program by which the third of `COMMANDS` looks up a name outside the cluster. The name is in `invalid`, a domain
+# that never exists (RFC 6761), so the program contacts no host outside. A name server that can forward queries out of
+# the cluster answers that there is no such name. A name server that cannot forward queries answers with an error.
 OUTSIDE_LOOKUP = """\
 import socket
 try:
@@ -76,7 +76,7 @@ OTHER_ADVICE = "see the message; `kubectl describe` on a pod of the namespace sh
 async def examine(client: Client, settings: Settings, image: str, seconds: float) -> AsyncGenerator[Finding]:
     """Create an environment, run it and delete it, and yield a finding for each step.
 
-    The pod must run to its end in `seconds`.
+    A pod that has not run to its end after `seconds` is a failed check.
     """
     pool = f"doctor-{secrets.token_hex(4)}"
     # An action may wait long for a node, but a person waits for the result of `sealci-agent doctor`.
@@ -90,7 +90,7 @@ async def examine(client: Client, settings: Settings, image: str, seconds: float
         async with asyncio.timeout(WATCH_SECONDS):
             await watch.synced.wait()
         facts = ClusterFacts()
-        facts.set_user_namespaces(await user_namespaces(client, settings))
+        await learn_facts(facts, client, settings)
         environment = PodBackend(settings, client, watch, pool, facts).environment(probe_action(pool, image))
         try:
             async with aclosing(check_run(environment, settings, seconds)) as findings:
@@ -111,7 +111,6 @@ async def examine(client: Client, settings: Settings, image: str, seconds: float
 
 
 def probe_action(pool: str, image: str) -> Action:
-    """Return the action of the probe."""
     return Action(
         key=Key(pool),
         image=image,
@@ -125,7 +124,7 @@ def probe_action(pool: str, image: str) -> Action:
 
 
 async def check_run(environment: PodEnvironment, settings: Settings, seconds: float) -> AsyncGenerator[Finding]:
-    """Run the environment from its creation to the copy of its files, and yield a finding for each part."""
+    """Create the environment, run its commands and copy its files out. Yield a finding for each of these steps."""
     began = time.monotonic()
     end: Observation | None = None
     try:
@@ -155,7 +154,7 @@ async def check_run(environment: PodEnvironment, settings: Settings, seconds: fl
 
 
 async def final_observation(environment: PodEnvironment) -> Observation | None:
-    """Wait for the end of the commands. Return the final observation, None if there is none."""
+    """Wait for the end of the commands. Return the final observation, or None if the observations end without one."""
     async with aclosing(environment.observations()) as observations:
         async for seen in observations:
             if isinstance(seen, FINAL):
@@ -164,7 +163,7 @@ async def final_observation(environment: PodEnvironment) -> Observation | None:
 
 
 async def check_log(environment: PodEnvironment) -> tuple[str, Finding]:
-    """Read the log of the commands. Return its text and the finding."""
+    """Read the log of the commands. Return the text of the log, and the finding of the check."""
     data, why = bytearray(), ""
     reader = environment.markers(Cursor())
     try:

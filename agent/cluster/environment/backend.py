@@ -1,7 +1,7 @@
 """The Kubernetes side of `execution.ports.Backend`: makes an environment for an action, or for a pod of a dead agent.
 
-One `PodBackend` lives as long as the agent. What all environments share is in one `Context`. Which environments the
-agent owns is in the `EnvironmentRegistry`.
+One `PodBackend` lives as long as the agent. What all environments share is in one `Context`. The `EnvironmentRegistry`
+records which environments the agent owns.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from agent.cluster.ending.nudger import NudgeSwitch
 from agent.cluster.environment.context import Context, EnvironmentTimings
 from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.environment.registry import EnvironmentRegistry
@@ -67,6 +68,7 @@ class PodBackend:
                 clone=policy.clone_timeout,
             ),
             copies=asyncio.Semaphore(settings.artifacts.parallel),
+            nudges=NudgeSwitch(client, lambda: settings.environment.nudge_kubelet and facts.nudges, watch.watched_pods),
             debug=debug,
             timings=timings,
         )
@@ -86,7 +88,7 @@ class PodBackend:
         return "" if self.watch.synced.is_set() and self.facts.complete else "the cluster has not answered yet"
 
     def environment(self, action: Action) -> PodEnvironment:
-        """Return a new environment for this attempt. Its pod does not exist yet."""
+        """Return a new environment for the attempt that `action` describes. Its pod does not exist yet."""
         return PodEnvironment(self.context, self.registry, self.plan(action, secrets.token_hex(16)))
 
     def environment_of(self, pod: Object) -> PodEnvironment:
@@ -129,5 +131,5 @@ class PodBackend:
         if environment is None or environment.disowned:
             return None
         if not environment.uid or environment.uid != pod["metadata"]["uid"]:
-            return None  # `pod` is an earlier pod of the same name
+            return None  # `pod` is an earlier pod with the same name
         return environment if session_annotation.claim_of(pod) > environment.plan.action.key.claim else None

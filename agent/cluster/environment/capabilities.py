@@ -22,10 +22,12 @@ log = structlog.get_logger(__name__)
 
 # The first Kubernetes version that enables user namespaces by default.
 USER_NAMESPACES_SINCE = (1, 33)
+# The first Kubernetes version whose kubelet looks at a pod after a resize (feature PLEGOnDemandRelist).
+LOOK_AFTER_RESIZE_SINCE = (1, 36)
 
 
 class ClusterFacts:
-    """What the agent knows about its cluster. Owned by the application, lives as long as the agent.
+    """The facts that the agent has found out about its cluster. Owned by the application, lives as long as the agent.
 
     Each fact has one method that sets it, and is set once before the agent creates its first pod.
     """
@@ -33,6 +35,7 @@ class ClusterFacts:
     def __init__(self) -> None:
         self._owner: Object | None = None
         self._user_namespaces: bool | None = None
+        self._nudges = True
 
     @property
     def owner(self) -> Object | None:
@@ -44,11 +47,19 @@ class ClusterFacts:
 
     @property
     def user_namespaces(self) -> bool:
-        """Return whether actions run in user namespaces. False while the answer of the cluster is missing."""
+        """Return whether actions run in user namespaces. False while the agent does not know yet."""
         return bool(self._user_namespaces)
 
     def set_user_namespaces(self, enabled: bool) -> None:
         self._user_namespaces = enabled
+
+    @property
+    def nudges(self) -> bool:
+        """Return whether a kubelet of the cluster's version looks at a pod after a resize."""
+        return self._nudges
+
+    def set_nudges(self, useful: bool) -> None:
+        self._nudges = useful
 
     @property
     def complete(self) -> bool:
@@ -56,21 +67,27 @@ class ClusterFacts:
         return self._user_namespaces is not None
 
 
-async def user_namespaces(client: Client, settings: Settings) -> bool:
-    """Decide whether actions run in user namespaces, by the settings or by the version of the cluster.
+async def learn_facts(facts: ClusterFacts, client: Client, settings: Settings) -> None:
+    """Read the version of the cluster, and decide what depends on it.
 
-    The decision holds for the agent's whole life, so this function retries until the cluster answers.
+    The decisions hold for the agent's whole life, so this function retries until the cluster answers.
     """
+    version = await read_version(client)
+    facts.set_nudges(version is None or version >= LOOK_AFTER_RESIZE_SINCE)
     setting = settings.environment.user_namespaces
-    if setting != "auto":
-        return setting == "always"
+    enabled = version is not None and version >= USER_NAMESPACES_SINCE if setting == "auto" else setting == "always"
+    log.info("cluster", version=version and ".".join(map(str, version)), user_namespaces=enabled)
+    facts.set_user_namespaces(enabled)
+
+
+async def read_version(client: Client) -> tuple[int, int] | None:
+    """Return the major and minor version of the API server. None if the API server refuses to name its version."""
     try:
         answer = await client.retry(
             "get version", lambda: client.request("get", "version", "/version"), seconds=math.inf
         )
     except ClusterError as error:
-        log.warning("cannot read the version of the cluster; actions run without user namespaces", error=error.message)
-        return False
-    version = tuple(int(re.sub(r"\D", "", answer.get(part, "")) or 0) for part in ("major", "minor"))
-    log.info("cluster", version=answer.get("gitVersion"), user_namespaces=version >= USER_NAMESPACES_SINCE)
-    return version >= USER_NAMESPACES_SINCE
+        log.warning("cannot read the version of the cluster; `auto` means no user namespaces", error=error.message)
+        return None
+    major, minor = (int(re.sub(r"\D", "", answer.get(part, "")) or 0) for part in ("major", "minor"))
+    return major, minor

@@ -5,6 +5,7 @@ A `PodContainers` lives as long as its environment.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from agent.cluster.logs.source import LogState
@@ -37,7 +38,7 @@ class PodContainers:
 
     @property
     def may_have_run(self) -> bool:
-        """Return whether a command may have started. True also if the pod is gone."""
+        """Return whether it is possible that a command has started. True also if the pod is gone."""
         if self.pod_state.pod is None:
             return True
         return state_name(container_status(self.pod_state.pod.get("status", {}), ACTION)) != "waiting"
@@ -46,6 +47,16 @@ class PodContainers:
         """Wait until the log is in another state."""
         while self.state is state:
             await self.pod_state.wait_for_change(self.pod_state.version)
+
+    async def wait_until_gone(self, uid: str, seconds: float) -> bool:
+        """Wait until the watch reports the end of the pod. Return False if `seconds` pass before."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self.pod_state.pod is not None and self.pod_state.pod["metadata"]["uid"] == uid:
+                    await self.pod_state.wait_for_change(self.pod_state.version)
+        except TimeoutError:
+            return False
+        return True
 
 
 def state_name(status: Object | None) -> str:

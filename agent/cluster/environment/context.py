@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from agent.cluster.api.client import Client
+    from agent.cluster.ending.nudger import NudgeSwitch
     from agent.cluster.environment.debugging import DebugOptions
     from agent.cluster.environment.watch import PodWatch
     from agent.cluster.pod.setup_status import SetupLimits
@@ -48,5 +49,6 @@ class Context:
     watch: PodWatch
     limits: SetupLimits
     copies: asyncio.Semaphore
+    nudges: NudgeSwitch
     debug: DebugOptions | None
     timings: EnvironmentTimings

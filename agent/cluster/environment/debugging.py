@@ -60,8 +60,8 @@ class DebugOptions:
     ) -> None:
         """Extract the tar file `self.tree` into the folder `workspace` of container `target`.
 
-        With `start`, the supervisor starts the commands when the upload is complete. `notify` is called before, with
-        a sentence that states the size of the tree.
+        With `start`, the supervisor starts the commands when the upload is complete. `notify` is called before the
+        upload, with a sentence that states the size of the tree.
 
         Raises:
             ActionFailed: the upload failed.

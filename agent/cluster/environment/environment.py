@@ -1,13 +1,12 @@
 """One environment, as a pod with its Secret: create, follow, interrupt and delete it, and read its log and its files.
 
-The Kubernetes side of `execution.ports.Environment`. A `PodEnvironment` lives as long as its session. An action costs
-three requests to the API server (create, log, delete), one more for files and one for secrets. Everything else comes
-from the shared watch.
+This module implements `execution.ports.Environment`. A `PodEnvironment` lives as long as its session. An action costs
+three requests to the API server (create, log, delete). Copying files and creating a Secret take one more request each.
+Nudges (package `ending`) add a few. Everything else comes from the shared watch.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
@@ -17,6 +16,7 @@ import structlog
 
 from agent.cluster.api import exec as execs
 from agent.cluster.api.container_ref import ContainerRef
+from agent.cluster.ending.pod_ending import PodEnding
 from agent.cluster.environment import failure_report, transfers
 from agent.cluster.environment.containers import PodContainers
 from agent.cluster.environment.requests import create_fitting_pod, create_secret, delete_pod, find_own_uid
@@ -31,7 +31,7 @@ from agent.cluster.supervisor import command
 from agent.cluster.supervisor.markers import MarkerReader
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 from agent.domain.json import Object
-from agent.domain.observations import FINAL, LogLost, Lost, SetupFailed
+from agent.domain.observations import FINAL, LogEnd, LogLost, Lost, SetupFailed
 from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ log = structlog.get_logger(__name__)
 class PodEnvironment:
     """One pod with its Secret. Owned by one session and lives as long as that session.
 
-    `adopted` is a pod that this agent has just claimed. If `adopted` is None, the environment begins without a pod.
+    `adopted` is a pod that this agent has just claimed. If `adopted` is None, the environment has no pod at first.
     """
 
     def __init__(
@@ -67,7 +67,10 @@ class PodEnvironment:
         self.uploaded_uid = ""  # UID of the pod that has received the working tree
         self.creation_requested = adopted is not None
         self.disowned = False
-        self.refusal = ""  # why an adopted session is given up, "" if it is continued
+        self.ending = PodEnding(self.client, context.nudges, plan, lambda: self.pod_state)
+        if adopted:
+            self.ending.begin(adopted)
+        self.refusal = ""  # why the agent ends an adopted session and does not continue it, else ""
         # Manifest to re-create an adopted pod. None if this agent created the pod, or if the commands have begun.
         self.recreation_manifest = recreate.recreation_manifest(adopted, context.settings) if adopted else None
         self.own()
@@ -100,7 +103,8 @@ class PodEnvironment:
         """Create the pod, and then its Secret, owned by the pod. `notify` gets each reason to wait, as text for people.
 
         Raises:
-            ActionFailed: the cluster refuses for good, or did not answer before the pending timeout.
+            ActionFailed: the cluster refused the pod or the Secret and a retry cannot help, or the cluster did not
+            answer before the pending timeout.
         """
         settings = self.context.settings
         body = self.recreation_manifest or manifest.pod(self.plan, settings)
@@ -120,6 +124,7 @@ class PodEnvironment:
                 notify=report_wait,
             )
             self.uid = pod["metadata"]["uid"]
+            self.ending.begin(pod)
             self.context.watch.apply_event("ADDED", pod)
             if self.plan.action.secrets:
                 await self.create_secret(report_wait)
@@ -132,7 +137,7 @@ class PodEnvironment:
         await create_secret(self.client, body, self.context.timings.secret_retry_seconds, notify)
 
     async def take_over(self, values: Mapping[str, str]) -> None:
-        """Take the secret values of an adopted session. Create its Secret if the pod may still wait for the Secret.
+        """Store the secret values of an adopted session. Create its Secret if the pod may still wait for the Secret.
 
         Raises:
             ActionFailed: the Secret cannot be created, or the session is given up.
@@ -209,6 +214,8 @@ class PodEnvironment:
         )
         async with aclosing(items):
             async for item in items:
+                if isinstance(item, LogEnd):
+                    self.ending.log_ended()
                 yield item
 
     async def interrupt(self, grace: float) -> bool:
@@ -270,8 +277,8 @@ class PodEnvironment:
     async def hold_for_debugging(self, outcome: Outcome) -> str:
         """Open a shell after a failure, or keep the pod, if the options of `run` ask for it.
 
-        Return a description of the pod if it explains the failure, else "". A command that failed needs none: its own
-        output explains the failure.
+        Return a description of the pod if it explains the failure, else "". Returns "" also if a command failed,
+        because the output of the command explains that failure.
         """
         debug, pod, report = self.context.debug, self.pod_state.pod, ""
         if debug is None or pod is None or outcome.result is Result.CANCELLED:
@@ -290,6 +297,7 @@ class PodEnvironment:
     def disown(self) -> None:
         """Give up ownership: another agent has adopted the pod or will adopt it. `remove` then does nothing."""
         self.disowned = True
+        self.ending.cancel()
         self.registry.hand_over(self.plan.nonce)
 
     def release(self) -> None:
@@ -297,14 +305,15 @@ class PodEnvironment:
 
         The cluster is not touched. `remove` calls this last.
         """
+        self.ending.cancel()
         if self.registry.release(self):
             self.context.watch.forget(self.plan.name)
 
     async def remove(self) -> None:
-        """Delete the pod, and with it the Secret, and return when the pod is gone. Force the deletion after a while.
+        """Delete the pod, and with it the Secret, and return when the pod is gone.
 
-        A metric counts each pod that cannot be deleted. The sweep, the periodic search for orphans, deletes this pod
-        later.
+        Force the deletion if the pod is not gone in time. A metric counts each pod that cannot be deleted. The sweep,
+        the periodic search for orphans, deletes this pod later.
         """
         try:
             if self.creation_requested and not self.disowned and not await self.delete():
@@ -325,21 +334,12 @@ class PodEnvironment:
                 uid = self.uid or await find_own_uid(self.client, self.path, self.plan.name, self.plan.nonce, retry_for)
                 if not uid or not await delete_pod(self.client, self.path, self.plan.name, uid, grace, seconds):
                     break
-                if await self.wait_until_gone(uid, seconds):
+                await self.ending.hasten_deletion()
+                if await self.containers.wait_until_gone(uid, seconds):
                     break
             except ClusterError as error:
                 log.warning("cannot delete a pod", pod=self.name, error=error.message)
         else:
             return False
         self.metrics.phase_duration.labels("cleanup").observe(time.monotonic() - began)
-        return True
-
-    async def wait_until_gone(self, uid: str, seconds: float) -> bool:
-        """Wait until the watch reports the end of the pod. Return False if `seconds` pass before."""
-        try:
-            async with asyncio.timeout(seconds):
-                while self.pod_state.pod is not None and self.pod_state.pod["metadata"]["uid"] == uid:
-                    await self.pod_state.wait_for_change(self.pod_state.version)
-        except TimeoutError:
-            return False
         return True

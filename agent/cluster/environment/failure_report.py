@@ -197,7 +197,7 @@ def occurrences(event: Object) -> int:
 
 
 def newest_cause(events: list[Object]) -> Object | None:
-    """Return the newest event that may explain why a pod does not start."""
+    """Return the newest event that can explain why a pod does not start. None if there is no such event."""
     causes = [event for event in sort_by_time(events) if event.get("reason") not in ROUTINE]
     return causes[-1] if causes else None
 
@@ -213,7 +213,7 @@ def sort_by_time(events: list[Object]) -> list[Object]:
 
 
 async def describe_failed_pod(client: Client, path: str, pod: Object, retry_seconds: float) -> str:
-    """Return the containers and the warning events of a pod whose commands failed."""
+    """Return a text that describes the containers and the warning events of a pod whose commands failed."""
     lines = ["Containers:", *container_lines(pod)]
     try:
         events = await list_events(client, path, pod["metadata"]["uid"], retry_seconds)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from agent.cluster.pod.manifest import Plan
     from agent.telemetry.metrics import Metrics
 
-# Seconds until the agent forgets a pod that it handed over and never saw. The API server may still create a pod after
-# the agent has stopped waiting for the answer.
+# Seconds after a hand-over until the agent forgets a pod that its watch has not shown. The API server may still create
+# a pod after the agent has stopped waiting for the answer to the create request.
 LATE_CREATION_SECONDS = 600.0
 
 
@@ -66,7 +66,7 @@ class EnvironmentRegistry:
         return name in self._owned
 
     def find_owned(self, name: str) -> OwnedEnvironment | None:
-        """Return the owned environment whose pod has this name."""
+        """Return the owned environment whose pod has this name, or None."""
         return self._owned.get(name)
 
     def own(self, environment: OwnedEnvironment) -> None:

@@ -1,7 +1,8 @@
 """The requests that create and delete an environment's Pod and Secret.
 
-The API server may have applied a request whose answer was lost. A conflict is therefore compared with what exists
-before it counts as a failure. Nothing here keeps state.
+The API server may have applied a request whose answer was lost. If the API server answers that an object exists
+already, the agent therefore compares this object with the requested object. Only a difference is a failure. Nothing
+here keeps state.
 """
 
 from __future__ import annotations

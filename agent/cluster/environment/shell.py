@@ -1,6 +1,6 @@
 """An interactive shell in a container, on the terminal of this process.
 
-A shell lives until the person leaves it. Meanwhile the terminal is in raw mode, so the shell receives Ctrl-C and not
+A shell stays open until the person ends it. Meanwhile the terminal is in raw mode, so the shell receives Ctrl-C and not
 the agent.
 """
 

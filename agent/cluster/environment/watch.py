@@ -17,12 +17,12 @@ from agent.cluster.pod.labels import AGENT, pool_selector
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from agent.cluster.api.client import Client
     from agent.telemetry.metrics import Metrics
 
-# Key of the undecoded event line, in an object of which only the head was decoded.
+# Key under which an object keeps the raw line of its watch event, if only the head of the line was decoded.
 UNREAD = "unread"
 # The head of an event as the API server writes it: the fields in this order, without spaces.
 HEAD = re.compile(
@@ -108,7 +108,7 @@ class PodWatch(Reflector):
         return self.objects
 
     def read(self, name: str) -> Object | None:
-        """Return one pod, fully decoded."""
+        """Return one pod, fully decoded, or None if the watch does not show such a pod."""
         found = self.objects.get(name)
         if found is not None and UNREAD in found:
             found = self.objects[name] = self.prune_fields(json.loads(found[UNREAD])["object"])
@@ -120,6 +120,10 @@ class PodWatch(Reflector):
         if (pod := self.read(name)) is not None:
             state.update(pod)
         return state
+
+    def watched_pods(self) -> Iterator[Object]:
+        """Yield the newest state of each pod that exists and has a state by `watch`."""
+        return (state.pod for state in self._watched.values() if state.pod is not None)
 
     def is_watched(self, name: str) -> bool:
         return name in self._watched
@@ -147,7 +151,7 @@ class PodWatch(Reflector):
         return super().parse_event(line)
 
     def prune_fields(self, found: Object) -> Object:
-        """Keep only the fields that the agent reads: about 1 KiB of the 10 KiB of a pod."""
+        """Keep only the fields that the agent reads: about 1 KiB of a pod object's 10 KiB."""
         if UNREAD in found:
             return found
         metadata = found["metadata"]

@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def clone(order: dict[str, Any], env: dict[str, str]) -> None:
-    """Fetch the repository of the order and check out its ref, or the default branch."""
+    """Fetch the repository that `order` describes, and check out the ref of `order` or else the default branch."""
     url, ref, workspace = order["url"], order["ref"], order["workspace"]
     check(url, ref, order["schemes"])
     print(f"Cloning {without_credentials(url)}{f' at {ref}' if ref else ''}", flush=True)  # noqa: T201 - this is the set-up log
@@ -106,7 +106,7 @@ def clone(order: dict[str, Any], env: dict[str, str]) -> None:
 
 
 def fetch(git: Callable[..., str], order: dict[str, Any]) -> str:
-    """Fetch the ref of the order, and with depth 0 all branches and tags. Return the revision to check out."""
+    """Fetch the ref that `order` names, and with depth 0 all branches and tags. Return the revision to check out."""
     ref: str = order["ref"]
     depth: int = order["depth"]
     if SHA.fullmatch(ref):
@@ -148,10 +148,10 @@ def has_commit(git: Callable[..., str], commit: str) -> bool:
 
 
 def name_default_branch(git: Callable[..., str]) -> None:
-    """Make origin/HEAD a name of the server's default branch, as `git clone` does.
+    """Make the symbolic ref origin/HEAD point to the server's default branch, as `git clone` does.
 
-    The fetch wrote the commit of the server's HEAD to refs/sealci/HEAD. If several branches are at this commit, main
-    and master go first.
+    The fetch wrote the commit of the server's HEAD to refs/sealci/HEAD. If several branches are at this commit, this
+    function prefers main, then master.
     """
     names = ("--format=%(objectname) %(refname)", "refs/remotes/origin", "refs/sealci/HEAD")
     lines = (line.partition(" ") for line in git("for-each-ref", *names).splitlines())

@@ -87,7 +87,7 @@ def manifest_line(*values: str | int) -> str:
 
 
 def shorten(path: str) -> str:
-    """Return PATH as the manifest names it: cut if it is too long, because a line of the manifest has a bound."""
+    """Return PATH as the manifest names it: cut if it is too long, because the manifest limits the length of a line."""
     return path if len(os.fsencode(path)) <= MAX_NAME else path[:200] + "..."
 
 
@@ -123,11 +123,11 @@ class Output:
 
 
 class Collector:
-    """Sends the wanted files of one walk over the workspace, as far as the limits allow. `main` creates one.
+    """Sends the wanted files of one walk over the workspace, as far as the limits allow.
 
-    LIMITS are the number of files, the bytes of one file, the bytes of all files, and the seconds. Without PATHS the
-    default set is collected: files that are not in OLD, the fingerprints of the snapshot. With PATHS the files are
-    "declared", and a file over a limit ends the collection.
+    `main` creates one `Collector`. LIMITS are the number of files, the bytes of one file, the bytes of all files, and
+    the seconds. Without PATHS the default set is collected: files that are not in OLD, the fingerprints of the
+    snapshot. With PATHS the files are "declared", and a file over a limit ends the collection.
     """
 
     def __init__(self, out: Output, limits: list[int], paths: list[str], exclude: list[str], old: set[bytes]) -> None:
@@ -292,7 +292,7 @@ class Collector:
 
 
 def main(arguments: list[str]) -> None:
-    """Run with the arguments WORKSPACE SNAPSHOT, LIMITS (see `Collector`), the NUMBER of paths, paths, excludes."""
+    """Run with the arguments WORKSPACE SNAPSHOT, LIMITS (see `Collector`), NUMBER of paths, the paths, the excludes."""
     workspace, snapshot, *numbers = arguments[:7]
     *limits, number = [int(limit) for limit in numbers]
     # If the client of an exec disconnects, the kernel does not end the command, and the command's next write blocks for

@@ -44,10 +44,11 @@ def main(arguments: list[str], scripts: Mapping[str, str]) -> None:
 
 
 def hand_over(keeper: LogKeeper, workspace: str, snapshot: str) -> str:
-    """Give a clone to the user of the commands. Return the path SNAPSHOT if the snapshot is yet to be taken, else "".
+    """Make the user of the commands the owner of the cloned files.
 
-    Most images run as root, who owns the clone already. So the snapshot is taken while the kubelet pulls the image. A
-    new owner changes the ctime of all files, and the snapshot must be taken again.
+    Return the path SNAPSHOT if the snapshot must still be taken, else "". Most images run as root, and root owns the
+    cloned files already. So the snapshot is taken while the kubelet pulls the image. A new owner changes the ctime of
+    all files, and the snapshot must be taken again.
     """
     if snapshot:
         take_snapshot(workspace, snapshot)

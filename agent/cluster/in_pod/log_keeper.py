@@ -21,12 +21,14 @@ import signal
 import time
 from zlib import crc32
 
-from agent.cluster.in_pod.order import CONTROL, GO, LOG, LOG_END, LOG_FILE, remove_order
+from agent.cluster.in_pod.order import CONTROL, GO, LOG, LOG_END, LOG_FILE, PIPE_BYTES, enlarge_pipe, remove_order
 
 FRAME_BYTES = 64 * 1024  # largest payload of a frame
-BEHIND_BYTES = 1024 * 1024  # number of bytes behind the file from which on standard output skips to the end
-SMALL_BYTES = 8 * 1024  # number of bytes: after a frame of fewer bytes the next frame comes sooner
-SMALL_PAUSE, PAUSE = 0.02, 0.05  # seconds of pause: after a frame below `SMALL_BYTES`, and after a larger frame
+BEHIND_BYTES = 1024 * 1024  # if the copy is this many bytes behind the log file, it skips to the end of the file
+SMALL_BYTES = 8 * 1024  # a frame of fewer payload bytes is followed by the shorter pause `SMALL_PAUSE`
+SMALL_PAUSE, PAUSE = 0.02, 0.05  # seconds of pause after a frame below `SMALL_BYTES`, and after a larger frame
+COPY_BURST = 512 * 1024  # bytes that are copied to standard output without a pause, after a quiet time
+COPY_RATE = 1024 * 1024  # bytes per second that are copied later; the node formats and stores each line
 PARTIAL_SECONDS = 0.25  # seconds until the beginning of a line is shown, although the line has not ended
 LAST_SECONDS = 1.0  # seconds that the FIFO is read after PID 1 of container `action` has ended
 READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -52,11 +54,12 @@ class Copy:
         self.fd = fd
         self.file = file
         self.key = 0
-        self.copied = self.size = 0  # number of bytes of the file: already in frames, and in all
+        self.copied = self.size = 0  # bytes of the log file that are already in frames, and size of the log file
         self.pending_since = 0.0  # when the first byte arrived that is not yet in a frame
         self.next_frame = 0.0  # the earliest time of the next frame
+        self.allowance, self.allowed_at = float(COPY_BURST), 0.0  # bytes that the rate permits to copy, as of that time
         self.out = b""  # the bytes of the current frame that are not written yet
-        self.ending = b""  # the final frame, when the log has ended
+        self.ending = b""  # the final frame, b"" before the log has ended
         os.set_blocking(fd, False)
 
     @property
@@ -71,7 +74,11 @@ class Copy:
         self.size = size
 
     def run(self, now: float) -> float | None:
-        """Write the frames that are due. Return the time of the next; None if it needs new bytes or a reader."""
+        """Write the frames that are due.
+
+        Return the time of the next frame. None if the next frame needs new bytes, or a process that reads the
+        descriptor.
+        """
         while True:
             if self.out and not self.flush():
                 return None
@@ -82,26 +89,31 @@ class Copy:
                 continue
             if self.size - self.copied > BEHIND_BYTES:
                 self.copied = self.size - FRAME_BYTES
-            due, length = self.next_length(now)
-            if not length:
+            due, payload = self.next_payload(now)
+            if not payload:
                 return due
-            payload = os.pread(self.file, length, self.copied)
             self.out = frame(self.copied, payload, self.key)
             self.copied += len(payload)
             self.pending_since = now
+            self.allowance -= len(payload)
             self.next_frame = now + (SMALL_PAUSE if len(payload) < SMALL_BYTES else PAUSE)
 
-    def next_length(self, now: float) -> tuple[float, int]:
-        """Return the time at which the next frame is due, and its number of bytes: 0 if it is not due yet."""
+    def next_payload(self, now: float) -> tuple[float, bytes]:
+        """Return the time at which the next frame is due, and its payload: b"" if the frame is not due yet."""
+        self.allowance = min(COPY_BURST, self.allowance + (now - self.allowed_at) * COPY_RATE)
+        self.allowed_at = now
         waiting = self.size - self.copied
-        if waiting < FRAME_BYTES and not self.ending and now < self.next_frame:
-            return self.next_frame, 0
-        length = min(waiting, FRAME_BYTES)
-        lines = os.pread(self.file, length, self.copied).rfind(b"\n") + 1
+        if not self.ending:
+            if waiting < FRAME_BYTES and now < self.next_frame:
+                return self.next_frame, b""
+            if self.allowance < min(waiting, FRAME_BYTES):
+                return now + (min(waiting, FRAME_BYTES) - self.allowance) / COPY_RATE, b""
+        payload = os.pread(self.file, min(waiting, FRAME_BYTES), self.copied)
+        lines = payload.rfind(b"\n") + 1
         if lines or waiting >= FRAME_BYTES or self.ending:
-            return now, lines or length
+            return now, payload[: lines or len(payload)]
         due = self.pending_since + PARTIAL_SECONDS
-        return due, length if now >= due else 0
+        return due, payload if now >= due else b""
 
     def flush(self) -> bool:
         """Write the rest of the current frame. Return False if the descriptor takes no more bytes now."""
@@ -126,7 +138,7 @@ class LogKeeper:
         deadline: when the program ends in any case, in monotonic seconds.
 
     The order sets `deadline`, `limit` (the largest size of the file; further bytes are counted and dropped), `drain`
-    (seconds to wait for the output of processes that outlive the commands shell) and the key of the copy's frames.
+    (seconds to wait for the output of processes that outlive the commands shell) and the key of the frames' checksums.
     """
 
     def __init__(self, folder: str, log_folder: str, deadline: float) -> None:
@@ -138,6 +150,7 @@ class LogKeeper:
         for name in (LOG, CONTROL):
             os.mkfifo(folder + "/" + name, 0o666)
         self.log = os.open(folder + "/" + LOG, READING)
+        enlarge_pipe(self.log)
         self.control = os.open(folder + "/" + CONTROL, READING)
         os.mkfifo(folder + "/." + GO, 0o666)
         self.go = os.open(folder + "/." + GO, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -162,7 +175,11 @@ class LogKeeper:
         os.rename(self.folder + "/." + GO, self.folder + "/" + GO)
 
     def wait_for_user(self) -> tuple[int, int] | None:
-        """Wait for PID 1 of container `action`. Return its user and group, None if it came without or never came."""
+        """Wait for PID 1 of container `action`.
+
+        Return the user and group that PID 1 reports. None if PID 1 reports neither, or did not start before the
+        deadline.
+        """
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
         if not poll.poll(max(0, int((self.deadline - time.monotonic()) * 1000))):
@@ -208,9 +225,9 @@ class LogKeeper:
 
     def receive(self) -> None:
         """Read what the FIFO of the log holds, at most 1 MiB, and append it to the log file."""
-        for _ in range(16):
+        for _ in range(4):
             try:
-                data = os.read(self.log, FRAME_BYTES)
+                data = os.read(self.log, PIPE_BYTES)
             except BlockingIOError:
                 return
             if not data:
@@ -239,7 +256,10 @@ class LogKeeper:
         self.copy.grow(self.size, time.monotonic())
 
     def obey(self) -> None:
-        """Obey PID 1 of container `action`: its words are `here`, `loaded`, `ended`, and end of file at its exit."""
+        """Read what PID 1 of container `action` wrote into the FIFO `control`, and act on it.
+
+        PID 1 writes `here`, `loaded` and `ended`. Its exit closes the FIFO.
+        """
         try:
             words = os.read(self.control, 4096).split()
         except BlockingIOError:

@@ -1,7 +1,7 @@
 """Write an action's order as shell scripts into the memory-backed volume that PID 1 of container `action` reads.
 
-The order is JSON: what the commands' shell needs to run one action. A cold pod gets the order from the environment of
-container `helper`, in pieces, because Linux limits one variable to 128 KiB. The commands are never arguments of a
+The order is JSON: what the commands' shell needs to run one action. The agent puts the order into the environment of
+container `helper` in pieces, because Linux limits one variable to 128 KiB. The commands are never arguments of a
 process, so `pkill -f` finds only what the commands start. `packaging` sends this source to the pod (Python 3.9).
 
 The keys of an order: `nonce`, `commands`, `env`, `secrets` (names), `workspace`, `pipefail`, `shell_options`, `shell`,
@@ -11,6 +11,7 @@ The keys of an order: `nonce`, `commands`, `env`, `secrets` (names), `workspace`
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 TYPE_CHECKING = False
@@ -26,10 +27,15 @@ SECRET = "SEALCI_SECRET_"  # a variable holds the value of one secret  # noqa: S
 SUPERVISOR, SETTINGS, VARIABLES, SETUP, LOG, CONTROL, GO = "supervisor", "order", "env", "setup", "log", "control", "go"
 # Names of the files of the log's folder. `end` is JSON, and appears when the log has ended.
 LOG_FILE, LOG_END = "log", "end"
+SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ of Linux, which module `fcntl` names only from Python 3.10 on
+PIPE_BYTES = 256 * 1024  # with the kernel's 64 KiB, the writer and the reader of a pipe wait for each other more often
 
 
 def read_order(environment: Mapping[str, str]) -> Order:
-    """Read the order from this container's environment. The field `env` of the result also holds the secrets."""
+    """Read the order from this container's environment variables.
+
+    The field `env` of the result also holds the secrets.
+    """
     import json  # costs some milliseconds, while PID 1 of container `action` already waits for the FIFO `go`
 
     pieces: list[str] = []
@@ -43,6 +49,14 @@ def read_order(environment: Mapping[str, str]) -> Order:
         else:
             order["env"][name] = value
     return order
+
+
+def enlarge_pipe(fd: int) -> None:
+    """Let the pipe FD buffer `PIPE_BYTES`. Nothing changes if FD is no pipe, or if the kernel refuses the size."""
+    try:  # noqa: SIM105 - an import of `contextlib` costs milliseconds at the start of each pod
+        fcntl.fcntl(fd, SET_PIPE_SIZE, PIPE_BYTES)
+    except OSError:
+        pass
 
 
 def quote(text: str) -> str:
@@ -107,7 +121,10 @@ def setup_script(order: Order, folder: str, setup: str) -> str:
 
 
 def write_order(order: Order, folder: str, setup: str) -> None:
-    """Write the files of the order, SETUP last. PID 1 reads them after the word `run` in the FIFO `go`."""
+    """Write the files of the order, SETUP last.
+
+    PID 1 reads these files after it has read the word `run` from the FIFO `go`.
+    """
     write(folder, SETTINGS, settings_script(order))
     write(folder, VARIABLES, variables_script(order))
     write(folder, SETUP, setup_script(order, folder, setup))

@@ -97,7 +97,7 @@ def order_variables(asked: Order) -> dict[str, str]:
 
 
 def one_liner(*modules: ModuleType, texts: Mapping[str, str] | None = None) -> str:
-    """Return one line of Python that runs `main` of the last module. All modules share one namespace.
+    """Return one line of Python that runs `main` of the last module. All modules share one global namespace of Python.
 
     `main` gets the arguments of the process, and `texts` if they are given.
     """

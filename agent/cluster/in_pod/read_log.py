@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import time
 
-from agent.cluster.in_pod.order import LOG_END, LOG_FILE
+from agent.cluster.in_pod.order import LOG_END, LOG_FILE, enlarge_pipe
 
 BLOCK = 256 * 1024  # largest number of raw bytes after one JSON line
-PAUSE = 0.04  # seconds between two looks at the file; each small block costs the agent the same as a large one
+PAUSE = 0.04  # seconds between two looks at the file; handling a small block costs the agent as much as a large one
 SMALL = 64 * 1024  # a block of fewer bytes is followed by a pause
 
 
@@ -37,6 +37,7 @@ def read_end(log_folder: str) -> bytes:
 def send_log(log_folder: str, offset: int, follow: bool) -> None:
     """Send the file from OFFSET to its present end, or with FOLLOW to the end of the log."""
     file = os.open(log_folder + "/" + LOG_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    enlarge_pipe(1)
     size = os.fstat(file).st_size
     if offset > size:
         write_all(b'{"error": "the log has %d bytes, and byte %d was asked for"}\n' % (size, offset))

@@ -25,7 +25,7 @@ class LimitedReader:
         self.left = size
 
     def read(self, size: int) -> bytes:
-        """Return at most SIZE bytes; b"" at the end."""
+        """Return at most SIZE bytes; b"" after the given number of bytes."""
         data = self.stream.read(min(size, self.left))
         self.left -= len(data)
         return data

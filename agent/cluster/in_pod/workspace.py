@@ -95,7 +95,7 @@ def change_owner(workspace: str, user: int, group: int) -> bool:
         os.chown(workspace, user, group)
     except PermissionError:
         return False
-    # The clone made the files as this user.
+    # The init container cloned the files as this user.
     if (user, group) == (os.geteuid(), os.getegid()):
         return False
 
@@ -119,10 +119,14 @@ def fingerprint(path: str, facts: os.stat_result) -> bytes:
 
 
 def start_commands(workspace: str, snapshot: str, go: str) -> None:
-    """Write the snapshot of WORKSPACE to SNAPSHOT, unless that is "", then start the commands through the FIFO GO."""
+    """Write the snapshot of WORKSPACE to SNAPSHOT, unless SNAPSHOT is "".
+
+    Then start the commands through the FIFO GO.
+    """
     if snapshot:
         take_snapshot(workspace, snapshot)
-    # An errand may be faster than the helper, which writes this file of the order last.
+    # The program of an exec can reach this line before container `helper` has written the order. The helper writes the
+    # file `setup` last.
     end = time.monotonic() + ORDER_SECONDS
     while not os.path.exists(os.path.join(os.path.dirname(go), "setup")):
         if time.monotonic() > end:

@@ -1,6 +1,6 @@
-"""Read the output of the errand `log` in container `helper`: parts of the log file, each after a line of JSON. Pure.
+"""Read the output of the errand `log` in container `helper`: parts of the log file, each after a line of JSON.
 
-A `BlockReader` lives as long as one exec.
+Performs no I/O. A `BlockReader` lives as long as one exec.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ MAX_LINE = 2000
 # Maximum number of bytes in a block: the raw bytes that follow a line of JSON.
 MAX_BLOCK = 1 << 20
 # Maximum number of bytes of log that the reader returns in one piece.
-PART = 64 * 1024
+PART = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
     """The errand has sent the file to its end at byte `size`.
 
-    `ended`: the log has ended too, and `dropped` is the number of bytes over its limit.
+    If `ended`, the log has ended too, and `dropped` is the number of bytes by which the commands exceeded the log's
+    limit.
     """
 
     size: int
@@ -41,7 +42,7 @@ class BlockReader:
         self.size = 0
 
     def feed(self, data: memoryview) -> list[bytes | Reached]:
-        """Take the next bytes of the output. Return parts of the log, and `Reached` for a report of the end.
+        """Process the next bytes of the output. Return parts of the log, and `Reached` for a report of the end.
 
         Raises:
             ClusterError: the errand failed, or its output is malformed.

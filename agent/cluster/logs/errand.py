@@ -1,7 +1,7 @@
 """Read the log from its file, by an exec in container `helper`.
 
-An `Errand` lives as long as its `async with` block. The exec costs more than a request for the pod's log, but its costs
-do not grow with the number of lines, and nothing is missing from the file.
+An `Errand` lives as long as its `async with` block. The exec needs more CPU time than a request for the pod's log. This
+CPU time does not grow with the number of lines, and no part of the log is missing from the file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.cluster.api.container_ref import ContainerRef
 
-# Seconds until an exec that reads the log is replaced by another. Longer than nearly all actions run.
+# Seconds until an exec that reads the log is replaced by another exec. Nearly all actions end earlier.
 LONGEST_SECONDS = 24 * 3600.0
 # Seconds until an exec that only reads the present log is given up.
 ONCE_SECONDS = 600.0

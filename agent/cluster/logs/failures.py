@@ -49,7 +49,10 @@ class Failures:
         return now() - self.failing_since >= limit
 
     async def pause(self, state: LogState, error: ClusterError | None) -> None:
-        """Wait before the next request: for Retry-After, else for the back-off or a new state, whichever is first."""
+        """Wait before the next request, for as long as Retry-After demands.
+
+        Without Retry-After, wait until the back-off has passed or the state has changed, whichever is first.
+        """
         if error and self.backoff.failures == 0:
             log.warning("the log cannot be read and is retried", pod=self.pod, error=error.message)
         delay = self.backoff.next()

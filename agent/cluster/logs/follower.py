@@ -2,11 +2,11 @@
 
 Container `helper` writes the log into a file, and copies it to its own stdout in frames. Each frame names its position
 in the file. `follow` reads the stdout of the helper like any pod's log, because that is the cheapest way and brings a
-line within milliseconds. The file is the truth, and an exec reads it where the pod's log does not suffice:
+line within milliseconds. Only the file is certainly complete. An exec reads the file in these cases:
 
 * If a frame begins after the expected position, bytes are missing. An exec reads them.
-* If the log is fast, or falls far behind, an exec reads it to its end.
-* If nothing comes although the commands have ended, an exec reads the rest.
+* If the log grows fast, or the stdout is far behind the file, an exec reads the log to its end.
+* If no bytes arrive although the commands have ended, an exec reads the rest.
 
 The end of a response proves nothing, because API servers, load balancers and log rotation all end streams without an
 error. Silence proves nothing either, because half-open connections are silent. So the stream is opened again at the
@@ -15,8 +15,8 @@ The log ends with the last frame, or with the end of the file, which the helper 
 open any more.
 
 After the end of the helper only the frames on the node are left. Bytes that are missing there become a `LogGap` with
-their exact number. No `ClusterError` leaves this module. A log that cannot be read becomes a `LogLost`, and changes no
-outcome.
+their exact number. No `ClusterError` leaves this module. A log that cannot be read becomes a `LogLost`. It does not
+change the outcome of the action.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class LogFollower:
                 await self.failures.pause(state, self.error)
 
     def leave_file(self, error: ClusterError) -> None:
-        """Read the stream from now on, because the file of the log cannot be read."""
+        """Read the helper's stdout from now on, because the log file cannot be read."""
         log.warning("the file of a log cannot be read", pod=self.target.pod, error=error.message)
         self.from_file = self.file_readable = False
         self.failures.on_progress()
@@ -127,7 +127,8 @@ class LogFollower:
         if self.from_file:
             return Way.FILE
         if self.position and self.read_until is None and self.file_readable:
-            # The next bytes may be old. A stream would not bring bytes that were written before the stream began.
+            # The helper may have written the next bytes long ago. A new stream would not bring bytes that were written
+            # before the stream began.
             return Way.CATCH_UP
         return Way.STREAM
 
@@ -156,7 +157,7 @@ class LogFollower:
     # ---- the pod's log
 
     async def stream(self) -> AsyncGenerator[LogItem, None]:
-        """Read the helper's stdout until the stream ends, is dead, or does not suffice."""
+        """Read the helper's stdout until the stream ends, is dead, or the log must be read in another way."""
         if self.opened:
             self.client.metrics.log_reopened.inc()
         self.opened += 1
@@ -213,7 +214,7 @@ class LogFollower:
         self.from_file = True
 
     def judge(self, reader: FrameReader) -> None:
-        """Give the stream up if too many of its frames in a row have wrong checksums.
+        """Stop reading the stream if too many of its frames in a row have wrong checksums.
 
         Raises:
             ClusterError: the stream is unusable. The log is then read from its file, if the file can be read.
@@ -223,7 +224,7 @@ class LogFollower:
             raise ClusterError("the log cannot be read: its frames are damaged", retryable=True)
 
     async def rest(self) -> AsyncGenerator[LogItem, None]:
-        """Read what the node has of the helper's stdout now, by one request without `follow`."""
+        """Read the helper's stdout as the node has it now, by one request without `follow`. Yield only what is new."""
         began = now()
         reader = FrameReader(self.key)
         async with self.request(follow=False) as body:
@@ -269,12 +270,12 @@ class LogFollower:
                 yield LogEnd(frame.dropped)
 
     def file_is_better(self, missing: int) -> bool:
-        """Whether to read the rest of the log from the helper's log file. Its stdout lacks `missing` bytes."""
+        """Whether to read the rest of the log from the helper's log file. The helper's stdout lacks `missing` bytes."""
         readable = self.file_readable and self.source.state in (LogState.OPEN, LogState.ENDING)
         return readable and (missing > MOST_MISSING or self.gaps > MOST_GAPS)
 
     async def fill(self, until: int) -> AsyncGenerator[LogItem, None]:
-        """Yield the bytes up to the position `until`, from the file. Yield a gap if the file cannot be read."""
+        """Yield the bytes up to the position `until`, from the file. Yield a `LogGap` if the file cannot be read."""
         limit = now() + (self.timings.give_up if self.file_readable else 0)
         refused = now() + self.timings.refused
         while self.position < until and not self.complete:

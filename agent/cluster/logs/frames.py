@@ -1,4 +1,4 @@
-"""Read the frames that container `helper` writes to its stdout. Pure.
+"""Read the frames that container `helper` writes to its stdout. Performs no I/O.
 
 The helper copies the log of the commands to its stdout in frames. Each frame names the position of its bytes in the
 log, so the reader needs no timestamp. A header `ESC ] 5397 ; OFFSET ; LENGTH ; CRC ; FLAGS BEL` stands directly before
@@ -23,8 +23,8 @@ HEADER = re.compile(rb"\x1b\]5397;(\d{1,16});(\d{1,6});([0-9a-f]{1,8});(?:(p?)|e
 MAX_HEADER = 80
 # Maximum number of bytes of log in a frame.
 MAX_PAYLOAD = 64 * 1024
-# Maximum number of checksums in a row that may fail. Each costs the work of a whole frame, so a stream with more of
-# them is not read any further.
+# Maximum number of checksums in a row that may fail. Each failed checksum costs as much CPU time as a whole frame.
+# After more failures the reader gives the stream up.
 MAX_FAILURES = 64
 CRLF, DOUBLED = b"\r\n", b"\r\r\n"
 
@@ -51,7 +51,7 @@ class FrameReader:
         self.failures = 0
         self.parts: list[bytes] = []
         self.size = 0
-        # Number of bytes in `parts` from which on a new search can find something.
+        # Minimum number of bytes in `parts` with which a new search can find a frame.
         self.needed = 1
 
     @property
@@ -61,11 +61,11 @@ class FrameReader:
 
     @property
     def unusable(self) -> bool:
-        """Whether too many checksums have failed. The caller must read no more of this response."""
+        """Whether too many checksums have failed. The caller must then stop reading this response."""
         return self.failures > MAX_FAILURES
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Take the next bytes of the response. Return the frames that are complete."""
+        """Process the next bytes of the response. Return the frames that are complete."""
         self.parts.append(data)
         self.size += len(data)
         return self.search() if self.size >= self.needed else []
@@ -73,7 +73,8 @@ class FrameReader:
     def resync(self) -> list[Frame]:
         """Give up the frame that is not complete, and return the frames behind its header.
 
-        Call it if no more bytes come. The header may belong to a frame that the node has cut.
+        The caller calls this method when the rest of the frame does not arrive in time. The header may belong to a
+        frame that the node has cut.
         """
         frames = self.search(give_up=True)
         self.parts, self.size, self.needed = [], 0, 1
@@ -132,7 +133,7 @@ class FrameReader:
 
 
 def restore(text: bytes, body: int, length: int) -> tuple[bytes, int] | int:
-    """Return `length` bytes of log from `body` on, and their end in the text, if the node has kept every CR.
+    """Return `length` bytes of log from `body` on, and their end in the text, for a node that has kept every CR.
 
     The helper writes CR LF as CR CR LF, because containerd removes a CR before LF. Other container runtimes do not.
     Return the number of bytes that the text must have, if the text is too short.
@@ -151,6 +152,9 @@ def restore(text: bytes, body: int, length: int) -> tuple[bytes, int] | int:
 
 
 def start_of_partial_lead(text: bytes, since: int) -> int:
-    """Return where the beginning of a header stands at the end of the text; the length of the text if nowhere."""
+    """Return where the beginning of a header stands at the end of the text.
+
+    If no header begins there, return the length of the text.
+    """
     at = text.rfind(LEAD[:1], max(since, len(text) - len(LEAD) + 1))
     return at if at >= 0 and LEAD.startswith(text[at:]) else len(text)

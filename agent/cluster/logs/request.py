@@ -90,9 +90,10 @@ class LogRequest:
             raise ClusterError(f"get pods/log: the answer broke off: {error!r}", retryable=True) from error
 
     async def block(self, changed: asyncio.Task[None], silence: float) -> bytes | None:
-        """Return the next bytes, b"" at the end, None after `silence` seconds without a byte or if `changed` is done.
+        """Return the next bytes.
 
-        If `changed` was done before the call, only the silence counts.
+        Return b"" at the end of the response, and None after `silence` seconds without a byte or if `changed` is done.
+        If `changed` was done before the call, this method returns None only after `silence` seconds.
         """
         began = now()
         self.stalled = self.stalled or began - self.returned_at > STALL
@@ -131,7 +132,7 @@ class LogRequest:
 
 
 class Speed:
-    """Measures the speed of a stream over windows of `window` seconds."""
+    """Measures the speed of a stream over periods of `window` seconds."""
 
     def __init__(self, window: float) -> None:
         self.window = window
@@ -139,7 +140,7 @@ class Speed:
         self.size = 0
 
     def is_fast(self, block: bytes | None) -> bool:
-        """Count a block of the stream. Return whether the current window has more than `FAST` bytes."""
+        """Count a block of the stream. Return whether more than `FAST` bytes have arrived in the current period."""
         if now() - self.began > self.window:
             self.began, self.size = now(), 0
         self.size += len(block or b"")

@@ -49,7 +49,7 @@ class LogSource(Protocol):
         """The current state of the log."""
 
     async def wait_while(self, state: LogState) -> None:
-        """Return when the log is no longer in this state."""
+        """Wait until the log is no longer in this state."""
 
 
 @dataclass(frozen=True, slots=True)

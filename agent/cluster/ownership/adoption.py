@@ -47,9 +47,9 @@ TIMINGS = AdoptionTimings()
 class Adoption:
     """Searches for pods whose agent is gone, and claims them. Owned by the application, lives as long as the agent.
 
-    `open_for` returns whether this agent may adopt another session. `start_session` starts the session of a claimed
-    pod. It returns False if the session cannot start yet. The pod then stays claimed, and the next search offers it
-    again.
+    `open_for` returns whether this agent adopts another session now. `start_session` starts the session of a claimed
+    pod. `start_session` returns False if the session cannot start yet. The pod then stays claimed, and the next search
+    offers it again.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Adoption:
         return name in self.registry.claimed_names if agent == self.backend.agent_id else self.leases.is_gone(agent)
 
     async def claim(self, pod: Object) -> None:
-        """Try to claim a pod and to start its session. Another agent may be faster.
+        """Try to claim a pod and to start its session. Another agent can claim the pod first.
 
         A pod whose session annotation cannot be read is left alone. Such a pod may belong to a newer version of the
         agent, and the pod's own deadline ends the pod.

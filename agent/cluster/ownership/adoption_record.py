@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from agent.domain.json import Object
 
 ANNOTATION = "sealci.dev/adoption"
-# Time after the claim of a session. An agent that ends within this time counts as lost by the session.
+# Time after the claim of a session. An agent that ends within this time, without a hand-over, counts as lost.
 SOON = timedelta(seconds=120)
-# Number of agents in a row that may end soon after their claim. The next agent gives the session up.
+# Number of lost agents in a row after which the next agent gives the session up.
 MOST_LOST = 5
 
 
@@ -39,7 +39,7 @@ def next_record(pod: Object, now: datetime, *, left: bool) -> str:
 
 
 def refusal(pod: Object) -> str:
-    """Return why a claimed session must be given up. "" if its agent may run it."""
+    """Return why the agent that has claimed the session must give it up. "" if this agent can continue the session."""
     _, lost = read(pod)
     if lost < MOST_LOST:
         return ""

@@ -39,7 +39,7 @@ EXPIRED_AFTER_SECONDS = 600.0
 MISSED_INTERVALS = 1.6
 # Status codes that deny access.
 DENIED_CODES = frozenset({401, 403})
-# Number of denials in a row that set `access_denied`. A single denial may be a temporary fault of the API server.
+# Number of denials in a row that set `access_denied`. A temporary fault of the API server can cause a single denial.
 DENIED_AFTER = 2
 # Duration in seconds of a Lease without `leaseDurationSeconds`.
 DEFAULT_DURATION = 15
@@ -230,8 +230,8 @@ class Leases(Reflector):
         if agent_id == self.agent_id or not self.can_judge_others:
             self._missing_since.pop(agent_id, None)
             return False
-        # Both ids name the pod of this agent. The other id belongs to an earlier agent process of the pod, which has
-        # ended, because the pod runs one agent process at a time.
+        # Both ids begin with the name of this agent's pod. The other id belongs to an earlier agent process of the pod,
+        # which has ended, because the pod runs one agent process at a time.
         if agent_id.partition(".")[0] == self.agent_id.partition(".")[0]:
             return True
         name = next((each for each, lease in self.objects.items() if holder(lease) == agent_id), None)

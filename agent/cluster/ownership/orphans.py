@@ -132,8 +132,8 @@ class Sweep:
         else:
             log.warning("deleting an orphaned pod", pod=name, forced=grace == 0)
         try:
-            # The request names this version of the pod, because another agent may have claimed the pod in a newer
-            # version.
+            # The request names this version of the pod, so that it fails if another agent has claimed the pod
+            # meanwhile.
             accepted = await delete_pod(
                 self.backend.client, self.watch.path, name, uid, grace, self.interval, version=version
             )

@@ -1,1 +1,1 @@
-"""Pure functions between an action and its pod: the manifest that the agent creates, and what a pod's status means."""
+"""Functions without side effects that build the manifest of an action's pod, and judge the status of this pod."""

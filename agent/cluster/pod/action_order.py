@@ -1,8 +1,8 @@
-"""Build the environment variables of a pod's containers: the action's order, its variables and its secrets. Pure.
+"""Build the environment variables of a pod's containers: the action's order, its variables and its secrets.
 
-Container `helper` gets the order and the values of the secrets, and writes them into a volume in memory. So the
-variables of the action are variables of the commands shell alone. Container `action` itself has only those that no
-shell can export, and those of the installer's template.
+The functions have no side effects. Container `helper` gets the order and the values of the secrets, and writes them
+into a volume in memory. So only the commands shell has the variables of the action. Container `action` itself has only
+the variables that no shell can export, and the variables of the installer's template.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ HOME = "/home/action"
 
 
 def variables(plan: Plan, settings: Settings) -> dict[str, str]:
-    """Return the environment variables: those that CI tools look for, and the user's. Secrets replace both.
+    """Return the environment variables of the commands: the variables that CI tools look for, and the user's variables.
 
-    A variable of the user replaces the agent's variable of the same name. A variable that the installer's template sets
-    in container `action` replaces all.
+    A variable of the user replaces the agent's variable of the same name. A variable is left out if a secret, or a
+    variable that the installer's template sets in container `action`, has the same name.
     """
     action = plan.action
     values = {
@@ -64,7 +64,7 @@ def git_variables(env: Mapping[str, str], workspace: str) -> dict[str, str]:
         return {}
     number = int(count)
     name = f"GIT_CONFIG_KEY_{number}"
-    # The user's commands may set the count themselves.
+    # The user has set this variable already. The user's commands then set GIT_CONFIG_COUNT themselves.
     if name in env:
         return {}
     return {
@@ -110,6 +110,7 @@ def order_variables(plan: Plan, settings: Settings) -> list[Object]:
         secrets=secrets,
         workspace=settings.environment.workspace,
         pipefail=command_module.pipefail_mode(plan.action.pipefail, settings.environment.pipefail),
+        # The agent compares the workspace with the snapshot only if the action declares no paths of artifacts.
         snapshot=plan.wants_snapshot,
         change_owner=plan.action.repository is not None or bool(plan.action.inputs),
         # An errand fills the workspace and then starts the commands.
@@ -132,7 +133,7 @@ def helper_seconds(plan: Plan, settings: Settings) -> float:
 
 
 def escape_variables(text: str) -> str:
-    """Escape a text against the kubelet, which expands `$(VAR)` and replaces `$$` by `$`."""
+    """Escape a text so that the kubelet leaves it unchanged. The kubelet expands `$(VAR)` and replaces `$$` by `$`."""
     return text.replace("$", "$$")
 
 

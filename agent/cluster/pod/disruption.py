@@ -1,4 +1,7 @@
-"""Find what ended a pod from outside: a drain of its node, a preemption, a full node, a deletion. Pure."""
+"""Find what ended a pod from outside: a drain of its node, a preemption, a full node, a deletion.
+
+The functions have no side effects.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ NODE_GONE = ("NodeLost", "NodeShutdown", "Shutdown", "Terminated")
 
 @dataclass(frozen=True, slots=True)
 class Disruption:
-    """An event from outside that ends a pod. `since` is its time by the cluster's clock, None if it is unknown."""
+    """An event outside the pod that ends the pod. `since` is its time by the cluster's clock, None if it is unknown."""
 
     reason: Reason
     message: str

@@ -1,4 +1,4 @@
-"""Find the parts of a pod's status by container name, and read timestamps. Pure."""
+"""Find the parts of a pod's status by container name, and read timestamps. The functions have no side effects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ def container_status(status: Object, name: str) -> Object | None:
 
 
 def helper_status(status: Object) -> Object | None:
-    """Return the status of the helper. None if the kubelet has not reported it, or if an old pod has no helper."""
+    """Return the status of the helper.
+
+    None if the kubelet has not reported it, or if the pod of an older release has no helper.
+    """
     return container_status(status, HELPER) or container_status(status, FORMER_HELPER)
 
 

@@ -1,9 +1,9 @@
-"""Names, labels and annotation keys of the objects that agents create, and the selector that finds them. Pure.
+"""Names, labels and annotation keys of the objects that agents create, and the selector that finds them.
 
-Names of pods are deterministic, so an agent can repeat a create request whose answer was lost, and two agents cannot
-both create a pod for one attempt. Names of Secrets depend on the random nonce of the session, so that they cannot be
-derived from an action id. Names contain a hash, so any action id is legal. Selectors always name the pool, so two
-releases and a `run` in one namespace stay apart.
+The functions have no side effects. Names of pods are deterministic, so an agent can repeat a create request whose
+answer was lost, and two agents cannot both create a pod for one attempt. Names of Secrets depend on the random nonce of
+the session, so that they cannot be derived from an action id. Names contain a hash, so any action id is legal.
+Selectors always name the pool, so two releases and a `run` in one namespace stay apart.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Build the manifests of the pod and the Secret from an action and the agent's settings. Pure.
+"""Build the manifests of the pod and the Secret from an action and the agent's settings.
 
-Container `action` runs the user's image under the supervisor. Container `helper` gives the supervisor its order, keeps
-the log, and keeps the workspace readable after the commands have ended. Init container `repository` clones the
-repository. `docs/architecture.md` explains this design.
+The functions have no side effects. Container `action` runs the user's image under the supervisor. Container `helper`
+gives the supervisor its order, keeps the log, and keeps the workspace readable after the commands have ended. Init
+container `repository` clones the repository. `docs/architecture.md` explains this design.
 
 A request of the scheduler never sets a field of the pod directly. The installer's template is merged over the result.
 Labels and one annotation hold what another agent needs for adoption.
@@ -42,7 +42,8 @@ HELPER, REPOSITORY = HELPERS
 # Name of the helper in pods that an agent of version 0.1 created.
 FORMER_HELPER = "files"
 GO = f"{command_module.ORDER_FOLDER}/{order_module.GO}"
-# Size of the order's volume. The commands and variables of an action are at most 1 MiB, and quotes may add to them.
+# Size of the order's volume. The commands and variables of an action are at most 1 MiB, and shell quoting makes them
+# longer.
 ORDER_LIMIT = "8Mi"
 CREDENTIALS = "/etc/sealci/credentials"
 
@@ -112,7 +113,10 @@ def pod(plan: Plan, settings: Settings) -> Object:
 
 
 def metadata(plan: Plan, settings: Settings) -> Object:
-    """Return name, labels, annotations and owner of the pod. Adoption reads the session annotation."""
+    """Return name, labels, annotations and owner of the pod.
+
+    An agent that takes over the pod of another agent reads the session from the pod's session annotation.
+    """
     action = plan.action
     result: Object = {
         "name": plan.name,
@@ -128,7 +132,7 @@ def metadata(plan: Plan, settings: Settings) -> Object:
             labels.CLAIM: str(action.key.claim),
         },
         "annotations": {
-            # `kubectl logs` and `kubectl exec` take this container if they are given none.
+            # `kubectl logs` and `kubectl exec` use this container if the user names none.
             "kubectl.kubernetes.io/default-container": HELPER,
             labels.SESSION: session_annotation.write(action, plan.nonce, plan.timeout, plan.log_key),
             # Autoscalers must not move a pod whose commands cannot be resumed on another node.
@@ -152,7 +156,8 @@ def deadline(plan: Plan, settings: Settings) -> int:
         + (policy.clone_timeout if plan.action.repository else 0)
         + plan.timeout
         + settings.environment.grace
-        # Before the agent copies the files, it waits for its turn to copy. The wait lasts at most as long as the copy.
+        # The agent waits for its turn before it copies the files. The wait and the copy each last at most
+        # `artifacts.timeout`.
         + (2 * settings.artifacts.timeout if plan.wants_files else 0)
         + (2 * settings.artifacts.timeout if plan.action.inputs else 0)
         + ADOPTION_SECONDS
@@ -176,7 +181,7 @@ def container_security_context(settings: Settings, *, user: int | None = None) -
         return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     if user is None:
         return {"allowPrivilegeEscalation": False}
-    # The agent's own containers read and write files of every user, and need no other right of root.
+    # The agent's own containers read and write files of every user, and need no other capability of root.
     capabilities = {"drop": ["ALL"], "add": ["CHOWN", "DAC_OVERRIDE", "FOWNER"]}
     return {"allowPrivilegeEscalation": False, "capabilities": capabilities, "runAsUser": user, "runAsGroup": user}
 
@@ -221,7 +226,7 @@ def helper_container(plan: Plan, settings: Settings) -> Object:
         ),
         "env": order_variables(plan, settings),
         "resources": helper_resources(settings),
-        # The container runs as root, because the commands of the action may create files that belong to any user.
+        # The container runs as root, because the files that the commands create can belong to any user.
         "securityContext": container_security_context(settings, user=0),
         "volumeMounts": [
             {"name": "workspace", "mountPath": environment.workspace},

@@ -1,7 +1,7 @@
-"""Build the manifest that re-creates an adopted pod which was lost before it started. Pure.
+"""Build the manifest that re-creates an adopted pod which was lost before it started.
 
-The session annotation holds neither image nor commands, so the source is the pod as it was at adoption. An agent that
-created the pod itself re-creates it from its plan and does not need this module.
+The functions have no side effects. The session annotation holds neither image nor commands, so the source is the pod as
+it was at adoption. An agent that created the pod itself re-creates it from its plan and does not need this module.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def recreation_manifest(pod: Object, settings: Settings) -> Object | None:
 def secret_of_older_agent(pod: Object) -> str:
     """Return the name of a pod's Secret if an agent of version 0.1 created the pod, else "".
 
-    These agents gave the Secret the name of its pod. The function can go when no such pod can be adopted any more.
+    These agents gave the Secret the name of its pod. Remove this function when no agent can adopt such a pod any more.
     """
     name = str(pod["metadata"]["name"])
     for container in pod.get("spec", {}).get("containers", ()):

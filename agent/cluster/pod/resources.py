@@ -1,7 +1,8 @@
-"""Requests and limits of container `action`, and how the agent's own containers fit into a LimitRange. Pure.
+"""Requests and limits of container `action`, and how the agent's own containers fit into a LimitRange.
 
-The agent may not read LimitRanges, so it takes the numbers from the API server's message. Only the containers `helper`
-and `repository` change, because no user asked for them. A refusal because of the action itself stays a refusal.
+The functions have no side effects. The agent has no permission to read LimitRanges, so it takes the numbers from the
+API server's message. Only the containers `helper` and `repository` change, because no user asked for them. The agent
+does not change the resources of container `action`, so a pod that is refused because of these stays refused.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def helper_resources(settings: Settings) -> Object:
     """Return requests and limits of container `helper`: the setting, and disk for the log unless the setting has it.
 
     Kubernetes evicts a pod whose volumes exceed the sum of its containers' limits. So the log must have a share of its
-    own, or a long log would take the action's.
+    own, or a long log would use up the action's share.
     """
     asked = settings.environment.helper_resources
     found = {kind: dict(asked.get(kind, {})) for kind in ("requests", "limits")}
@@ -93,7 +94,8 @@ def helpers(pod: Object) -> Iterator[Object]:
 def fit(resources: Object, message: str) -> Object:
     """Return the requests and limits of one container, changed to fit the namespace's LimitRange.
 
-    `message` is the refusal of the API server. The bound that the message names replaces each value out of bounds.
+    `message` is the refusal of the API server. If a value is outside a bound that the message names, the bound replaces
+    the value.
     """
     requests, limits = dict(resources.get("requests", {})), dict(resources.get("limits", {}))
     for resource, bound, found in numbers(MAXIMUM, message):

@@ -1,4 +1,4 @@
-"""Write and read the annotation by which another agent can adopt a pod's session. Pure.
+"""Write and read the annotation by which another agent can adopt a pod's session. The functions have no side effects.
 
 The annotation holds neither commands nor secret values. The pod holds the commands, and the scheduler sends the values
 again.
@@ -24,8 +24,8 @@ def write(action: Action, nonce: str, timeout: float, log_key: int) -> str:
         "attempt": action.key.attempt,
         "name": action.name,
         "nonce": nonce,
-        # An agent of an older release knows this field as `commands` and leaves a pod without that field alone, because
-        # it cannot read the log.
+        # An agent of an older release calls this field `commands`. That agent cannot read the log of this pod, and does
+        # not adopt a pod without the field `commands`.
         "command_count": len(action.commands),
         "log_key": log_key,
         "secrets": sorted(action.secrets),
@@ -65,7 +65,8 @@ def read(pod: Object) -> tuple[Action, str]:
     values.
 
     Raises:
-        ValueError: the annotation or the claim is missing or unreadable, for example because a newer version wrote it.
+        ValueError: the annotation or the claim is missing or unreadable, for example because a newer version of the
+        agent wrote the annotation.
     """
     meta = pod["metadata"]
     try:

@@ -1,6 +1,7 @@
-"""Judge a pod that is still being set up: what it waits for, and when the wait has become a failure. Pure.
+"""Judge a pod that is still being set up: what it waits for, and when the wait has become a failure.
 
-Every wait has a limit. A state that cannot pass by itself fails at once, with a sentence for people.
+The module performs no I/O. Every wait has a limit. A state that cannot pass by itself fails at once, with a sentence
+for people.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class FirstSeen:
     times: dict[str, float] = field(default_factory=dict)
 
     def age(self, key: str, now: float) -> float:
-        """Return the seconds since the state `key` was seen first. The first call for a state returns 0."""
+        """Return the seconds since the state `key` was seen first. The first call with this `key` returns 0."""
         return now - self.times.setdefault(key, now)
 
     def keep_only(self, keys: Iterable[str]) -> None:
@@ -151,7 +152,7 @@ def forbids_root(message: str) -> bool:
 
 
 def setup_containers(status: Object) -> list[Object]:
-    """Return the statuses of all containers that have to start."""
+    """Return the statuses of all containers that have to start during the set-up."""
     action = container_status(status, ACTION)
     return [*setup_statuses(status), *([action] if action else [])]
 
@@ -166,7 +167,7 @@ def waiting_reasons(statuses: Iterable[Object]) -> list[WaitingReason]:
 
 
 def start_detail(reasons: Iterable[WaitingReason]) -> str:
-    """Return what the containers wait for, in words for people."""
+    """Return what the containers wait for, as text for people."""
     for each in reasons:
         if each.reason in PULLING:
             return f"pulling the image of {each.container}: {BACK_OFF.sub('', each.message)[:300]}"
@@ -238,7 +239,10 @@ class SetupJudge:
         return SetupFailed(Reason.IMAGE_PULL_FAILED, f"the image of {waiting.container} cannot be pulled: {why}")
 
     def judge_config_error(self, waiting: WaitingReason) -> SetupFailed | float | None:
-        """Judge a container whose configuration is incomplete. The action's Secret may only be late."""
+        """Judge a container whose configuration is incomplete.
+
+        The cause may be that the agent has not created the action's Secret yet.
+        """
         if f'secret "{self.expectations.secret}" not found' not in waiting.message:
             return self.judge_message(waiting)
         age = self.first_seen.age("secret", self.now)

@@ -1,7 +1,7 @@
-"""Turn a pod's status into an observation: what happened to the environment. Pure.
+"""Turn a pod's status into an observation: what happened to the environment. The functions perform no I/O.
 
-A missing pod is never success, and a missing exit code is never 0. `classify` documents the order of the questions.
-`docs/architecture.md` gives the reasons for this order.
+A missing pod is never success, and a missing exit code is never 0. `classify` documents the order of its questions
+about the pod. `docs/architecture.md` gives the reasons for this order.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ KILLED = (137, 143)
 POD_STATUS_WAIT_SECONDS = 10.0
 # Exit codes of a helper that TERM has ended.
 ENDED_BY_TERM = (0, 143)
-# Seconds to wait for the pod's own status after container `helper` ended. The second number counts if TERM ended the
-# container. The commands then may run on for the grace period of the pod.
+# Seconds to wait for a reason in the pod's status, such as an eviction, after container `helper` ended.
+# `HELPER_TERM_WAIT_SECONDS` applies if TERM ended the helper, because the commands may use the pod's grace period.
 HELPER_WAIT_SECONDS = 3.0
 HELPER_TERM_WAIT_SECONDS = 60.0
 # Time after which a deletion that the node has not carried out makes the pod lost.
@@ -74,18 +74,19 @@ def classify(
     """Judge the state of a pod. The first question that is answered with yes decides:
 
     1. Is the pod missing? Its last known state decides.
-    2. Has the action container terminated? Its own end decides the result. Later events on the pod only decide
-       whether the files can still be copied. If the kubelet may be evicting the pod, the pod's status is awaited first.
+    2. Has the action container terminated? Its own end decides the result. Later events on the pod only decide whether
+       the files can still be copied. If the kubelet may be evicting the pod, the agent first waits for the final status
+       of the pod.
     3. Can the action container no longer terminate by itself (final pod phase, overdue deletion)? The pod is lost.
     4. Has container `helper` ended while the commands run? The pod is lost, because nothing reads their output.
     5. Has a container of the set-up failed? The set-up has failed.
-    6. Does the action container run, and may the commands begin? The commands run.
+    6. Does the action container run, and does its supervisor no longer wait for the helper? The commands run.
     7. Otherwise the pod is being set up, within the limits.
 
     Args:
         pod: the pod in the latest event; None if the API reports it deleted.
         last: the last known state of a deleted pod; None if the agent missed the deletion event.
-        now: monotonic seconds, for `first_seen`.
+        now: monotonic seconds, from which the ages of the states in `first_seen` are computed.
         wall: the cluster's time as far as known. It is only compared with deletion timestamps.
     """
     if pod is None:
@@ -175,7 +176,9 @@ def judge_kubelet_report(pod: Object, terminated: Object) -> Observation | None:
 
 
 def judge_record(pod: Object, terminated: Object, expectations: Expectations) -> Observation:
-    """Return the result of a container that ran, from its exit code and the supervisor's record."""
+    """Return the result of a container that ran, from its exit code and the record that its PID 1
+    (the supervisor) wrote into the termination message.
+    """
     code, message = terminated["exitCode"], terminated.get("message", "")
     ending = termination.read_termination(message, expectations.nonce)
     verdict = termination.judge(code, ending, expectations.commands)
@@ -222,7 +225,7 @@ def was_signalled(terminated: Object, ending: Ending | None) -> bool:
 
 
 def was_cut_short(terminated: Object, ending: Ending | None, verdict: Verdict, outside: Disruption) -> bool:
-    """Whether the disruption may have ended the commands, whatever exit code they answered TERM with."""
+    """Whether the disruption may have ended the commands, whatever exit code the commands ended with after TERM."""
     # When a kubelet evicts a pod, it writes the condition DisruptionTarget after the containers have ended. The time of
     # this condition is therefore too late.
     if finished_before(terminated, outside.since) and not was_signalled(terminated, ending):
@@ -234,7 +237,7 @@ def was_cut_short(terminated: Object, ending: Ending | None, verdict: Verdict, o
 
 
 def files_availability(pod: Object, expectations: Expectations) -> tuple[bool, str]:
-    """Return whether files can be copied now, and if not, why. The reason is "" if no files are wanted."""
+    """Return whether files can be copied now, and if not, why. The reason is "" if the action wants no files copied."""
     if not expectations.wants_files:
         return False, ""
     if pod["metadata"].get("deletionTimestamp"):
@@ -282,17 +285,18 @@ def judge_final_phase(pod: Object, action: Object | None) -> Lost | None:
 
 
 def ended_helper(status: Object) -> Object | None:
-    """Return `state.terminated` of a helper that has ended after the commands may have begun; None otherwise."""
+    """Return `state.terminated` of a helper that has ended, if the commands have possibly begun; None otherwise."""
     ended = terminated_state(container_status(status, HELPER))
     began = ended is not None and (ended.get("exitCode") == 0 or HELPER_READY in ended.get("message", ""))
     return ended if began else None
 
 
 def judge_ended_helper(pod: Object, ended: Object, first_seen: FirstSeen, now: float, wall: datetime) -> Judgement:
-    """Judge a pod whose helper has ended while the commands run. The commands would wait for ever to write output.
+    """Judge a pod whose helper has ended while the commands run.
 
-    The end of the whole pod ends the helper too, so the agent first waits for the status of the pod. A helper that got
-    TERM may be much faster than the commands.
+    Without the helper, the commands would block for ever when they write output. The end of the whole pod ends the
+    helper too, so the agent first waits for the status of the pod. A helper that got TERM may be much faster than the
+    commands.
     """
     if pod["metadata"].get("deletionTimestamp") or find_disruption(pod):
         return Judgement(Running("the pod ends"), recheck=deletion_recheck(pod, wall))
@@ -314,8 +318,8 @@ def judge_setup_container(status: Object, pod: Object) -> Observation | None:
     if terminated.get("exitCode") in KILLED:
         ready = name != REPOSITORY and HELPER_READY in terminated.get("message", "")
         if ready and is_running(container_status(pod["status"], ACTION)):
-            # The end of a helper that was ready is no failure of the set-up. In a pod of an older release, the commands
-            # do not need the helper.
+            # If a helper that was ready ends, the set-up has not failed. In a pod of an older release, the commands do
+            # not need the helper.
             return None
         if outside := find_disruption(pod):
             return Lost(outside.reason, outside.message, unstarted=name == REPOSITORY)

@@ -1,6 +1,6 @@
-"""Merge the installer's pod template over the agent's pod, by the rules of a strategic merge patch. Pure.
+"""Merge the installer's pod template over the agent's pod, by the rules of a strategic merge patch.
 
-Only the rules that a pod needs are implemented.
+The functions have no side effects. Only the rules that a pod needs are implemented.
 
 Mappings merge by key. Lists of mounts merge by path, and other lists whose items have a name (containers, volumes, env)
 merge by name, as Kubernetes merges them. Other lists are concatenated. null removes a key. Any other value replaces.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-# Keys that identify an item of a list. The paths come before the name, because one volume can be mounted at several
-# paths.
+# Keys that identify an item of a list. The two keys with paths are tried before `name`, because one volume can be
+# mounted at several paths.
 KEYS = ("mountPath", "devicePath", "name")
 
 

@@ -6,12 +6,13 @@ process has the commands among its arguments. PID 1 waits until the helper start
 as a foreground child, and waits for the end of that shell. Then PID 1 kills all other processes, prints the marker that
 ends the log, and exits with the code of the commands shell.
 
-The commands shell runs `setup.sh`, then all commands in one list, which names each command in turn without a loop. The
-user's `break` would leave a loop, and a function would change what `local` and `return` mean. The list is one compound
-command. The shell parses it before any command runs, so aliases and `set -v` do not affect it.
+The commands shell runs `setup.sh`, then all commands in one list, which names the commands one after the other, without
+a loop. The user's `break` would leave a loop, and a function would change what `local` and `return` mean. The list is
+one compound command. The shell parses it before any command runs, so aliases and `set -v` do not affect it.
 
 TERM reaches the commands by exec (`interrupt`, `pre_stop`), never through PID 1. `termination.py` reads the record that
-the supervisor leaves in the termination message. The scripts are read at import, and everything else here is pure.
+the supervisor leaves in the termination message. The scripts are read at import. Apart from that, this module performs
+no I/O.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ ORDER_FOLDER = "/.sealci"
 # The command of PID 1, for `sh -c`. Argument: the order's folder. The FIFO `go` is created last. The helper usually has
 # created it long before. The quotes keep `pgrep -f sleep` from finding PID 1. Some images have no `sleep`: bash and
 # busybox then wait in `read -t`, and dash loops without a wait. A failed `sleep 0.02` may mean that `sleep` accepts
-# whole seconds only. TERM must not cost that second.
+# whole seconds only. After TERM, PID 1 skips the `sleep 1`.
 BOOT = (
     "trap '__sealci_stopped=143' TERM; "
     'until [ -p "$1/go" ]; do '
@@ -46,14 +47,15 @@ BOOT = (
     'sl""eep 0.02 || [ -n "${__sealci_stopped-}" ] || sl""eep 1 || read -t 0.02 -r __sealci_word <>/dev/ptmx || :; '
     'done 2>/dev/null; . "$1/supervisor"'
 )
-# Variables that a shell cannot export: bash refuses them or makes them its own, and dash checks OPTIND.
+# Variables that a shell cannot export: bash refuses them or gives them values of its own, and dash checks the value of
+# OPTIND.
 NOT_EXPORTABLE = frozenset({"BASHOPTS", "BASH_VERSINFO", "EUID", "OPTIND", "PPID", "UID"})
 # Seconds to wait, after the commands, for the output of processes that outlive the commands shell.
 DRAIN_SECONDS = 1.0
 
 
 def script(name: str) -> str:
-    """Return a shell script of this package without its whole-line comments, which the pod does not need."""
+    """Return a shell script of this package without the lines that are comments, which the pod does not need."""
     text = importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
     return "".join(line for line in text.splitlines(keepends=True) if not line.lstrip().startswith("#"))
 
@@ -105,7 +107,8 @@ def order(
     return {
         "nonce": nonce,
         "commands": list(commands),
-        # bash obeys a variable SHELLOPTS at its start, and would trace or end the setup of the commands shell.
+        # bash obeys a variable SHELLOPTS at its start, so options in it could trace or end the script that sets up the
+        # commands shell.
         "env": {name: value for name, value in env.items() if name != "SHELLOPTS"},
         "shell_options": env.get("SHELLOPTS"),
         "secrets": list(secrets),

@@ -9,10 +9,10 @@ A marker is the byte 0x1e, then `sealci:NONCE:s:COMMAND` (start), `sealci:NONCE:
 `sealci:NONCE:l:0:CODE` (last marker), then a newline. Markers do not decide the verdict. The container's status and its
 termination message decide the verdict.
 
-A process of the commands can find out the nonce, and then print markers of its own. The reader
-therefore takes a marker only where it can stand: the start of a later command of the action, the end of the command
-that runs, the last marker at the end of the log. Anything else is output and is shown. So a log holds at most two
-markers per command, and no marker can hide output that follows it.
+A process of the commands can find out the nonce, and then print markers of its own. The reader therefore accepts a
+marker only at a place where the supervisor can print it: the start of a later command of the action, the end of the
+command that runs, the last marker at the end of the log. Any other marker counts as output and is shown. So a log holds
+at most two markers per command, and no marker can hide output that follows it.
 """
 
 from __future__ import annotations
@@ -69,6 +69,9 @@ class MarkerReader:
         if self.tail:
             data, self.tail = self.tail + data, b""
         self.ended = False
+        if LEAD not in data:
+            # This search of one byte is several times as fast as the search of a whole prefix.
+            return [data]
         items: list[bytes | Marker] = []
         begin = search = 0
         while (found := data.find(self.prefix, search)) >= 0:
@@ -110,7 +113,7 @@ class MarkerReader:
         started, command, kind, finished, code = match.groups()
         if started:
             number = int(command)
-            # A command's number may be skipped. Its marker may be lost in a gap of the log, or because the commands
+            # The marker of an earlier command may be missing, because of a gap in the log, or because the commands
             # redirect output.
             if not self.last_started < number <= self.command_count:
                 return None

@@ -2,7 +2,7 @@
 
 The supervisor rewrites the termination message of container `action` at each step. The message records which command
 runs, whether all commands ran, whether the shell was left by `exit`, and whether PID 1 received TERM. Each record
-carries the session's nonce, because the user's commands can write to the same file. Everything here is pure.
+carries the session's nonce, because the user's commands can write to the same file. The functions perform no I/O.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def parts_match(parts: Sequence[str], patterns: Sequence[str], *, beginning: boo
 
 
 def states_after(state: int, part: str, patterns: Sequence[str]) -> tuple[int, ...]:
-    """Return the possible numbers of matched patterns after a part. `state` is this number before the part."""
+    """Return the possible states after `part`. A state is a number of matched patterns, `state` that before `part`."""
     if patterns[state] == ANY_PARTS:
         return (state, state + 1)
     return (state + 1,) if fnmatchcase(part, patterns[state]) else ()

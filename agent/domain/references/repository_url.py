@@ -1,6 +1,6 @@
 """Read the URL of a git repository, and compare it with `HOST[/PATH]` patterns of the policy. Pure functions.
 
-The reader is stricter than git. A URL that git and the agent could read differently is refused, because the host
+This module is stricter than git. A URL that git and the agent could read differently is refused, because the host
 decides which credentials the clone may use.
 """
 
@@ -48,7 +48,7 @@ def holds_credentials(url: str) -> bool:
     scheme = SCHEME.match(url)
     authority = re.split(r"[/?#]", url[scheme.end() :] if scheme else url, maxsplit=1)[0]
     user, at, _ = authority.rpartition("@")
-    # For SSH the user's name is no secret. For HTTP it may be one, because tokens are often given as the user's name.
+    # In an SSH URL, the user's name is no secret. In an HTTP URL, the user's name is often a token.
     return bool(at) and (":" in user or (scheme is not None and scheme[1].lower() != "ssh"))
 
 
@@ -90,7 +90,10 @@ def checked_pattern(pattern: str) -> str:
 
 
 def url_matches(url: RepositoryUrl, pattern: str) -> bool:
-    """Whether a pattern `HOST[/PATH]` admits a URL. A path admits everything below it. `*` alone admits every host."""
+    """Whether a pattern `HOST[/PATH]` admits a URL. The pattern `*` admits every URL.
+
+    A pattern with a path admits the repository with this path and all repositories below this path.
+    """
     host, _, prefix = pattern.partition("/")
     if pattern == "*":
         return True

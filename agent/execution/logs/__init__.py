@@ -1,1 +1,1 @@
-"""The log of a session on its way to the scheduler: markers taken out, limits kept, secrets masked."""
+"""The log of a session on its way to the scheduler: remove markers, cut what is over a limit, mask secrets."""

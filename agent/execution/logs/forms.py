@@ -1,7 +1,9 @@
-"""The forms in which a secret may appear in a log: as it is, by lines, encoded, and the values of its NAME=VALUE lines.
+"""The forms in which a secret value can appear in a log.
 
-Everything here is pure. No form is longer than `LONGEST`. A longer text becomes blocks that overlap by one byte, so
-that the masker replaces all blocks of a whole text by one mask.
+The forms are the whole value, each of its lines, the value of each NAME=VALUE line, and encodings of all these texts.
+
+All functions are pure. No form is longer than `LONGEST`. A longer text is split into blocks that overlap by one byte,
+so that the masker replaces all blocks of the text by one mask.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ ASSIGNMENT = re.compile(rb"(?:export\s+)?[A-Za-z_][A-Za-z0-9_.-]*=(.*)", re.DOTA
 def forms_of(value: bytes) -> Iterator[bytes]:
     """Yield the forms in which a value may appear, each `SHORTEST` to `LONGEST` bytes long. A form may come twice."""
     value = value.strip()
-    # A repeated line is taken once, because it would give the same forms again.
+    # Of equal lines only the first is used, because the others would give the same forms again.
     lines = list(dict.fromkeys(line for each in value.splitlines() if len(line := each.strip()) >= SHORTEST))
     for text in (value, *lines, *assigned_values(lines)):
         for form in spellings(text):
@@ -43,7 +45,7 @@ def forms_of(value: bytes) -> Iterator[bytes]:
 
 
 def spellings(text: bytes) -> Iterator[bytes]:
-    """Yield the text itself, its percent-encodings in the usual dialects, and its JSON strings."""
+    """Yield the text itself, its percent-encodings as usual encoders write them, and its encodings as a JSON string."""
     yield text
     for encoded in (quote(text, safe=""), quote(text), quote(text, safe="!'()*"), quote_plus(text)):
         yield encoded.encode()
@@ -96,7 +98,7 @@ def assigned_values(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def blocks(form: bytes) -> Iterator[bytes]:
-    """Yield the form, in nearly equal parts if it is longer than `LONGEST`. Yield nothing if it is too short to mask.
+    """Yield the form, in nearly equal parts if it is longer than `LONGEST`. Yield nothing if the form is too short.
 
     Each part begins with the last byte of the part before it.
     """

@@ -1,7 +1,8 @@
-"""Forwards the log of an environment to the scheduler: reads it, takes the markers out, masks secrets, sends.
+"""Reads the log of an environment, removes the markers, masks secrets, and sends the log to the scheduler.
 
-The objects live as long as the environment writes. The markers show which command runs, and never decide the outcome.
-While the session's window is full, the log is not read, so the memory is bounded whatever the commands write.
+The objects live until the log of the environment ends. The markers show which command runs, and never decide the
+outcome. While the session's window of unacknowledged events is full, the agent does not read the log. The memory is
+therefore bounded, whatever the commands write.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ PORTION = 8 * 1024
 async def send_log(session: Session, environment: Environment, settings: Settings) -> None:
     """Send the part of the log that the scheduler has not stored. Returns at the end of the log."""
     start = session.progress.log_start
-    # The masker is copied, because the copy keeps the state of one reading of the log. The first call of `masker` runs
-    # on a thread, because many and long secrets have thousands of forms.
+    # The masker is copied, because a masker keeps state while it reads a log. The first call of `masker` runs on a
+    # thread, because many or long secrets have thousands of forms.
     masker = copy(await asyncio.to_thread(session.reporter.masker))
     if not start.offset:
         if masker.too_short:
@@ -63,7 +64,7 @@ async def send_log(session: Session, environment: Environment, settings: Setting
 
 
 def portions(piece: LogPiece, masker: Masker) -> Iterator[LogPiece]:
-    """Yield a piece in parts of at most `PORTION` bytes, or whole if it certainly needs no search for secrets."""
+    """Yield a piece in parts of at most `PORTION` bytes. Yield the whole piece if it certainly contains no secret."""
     if len(piece.data) <= PORTION or masker.passes(piece.data):
         yield piece
         return

@@ -5,11 +5,12 @@ still found: bytes that may begin a secret are kept back (`buffered`) until more
 start of a secret is therefore delayed. Other output passes at once. `flush` returns the bytes that were kept back, at
 the end of the text.
 
-The result does not depend on how the stream was cut. Wherever nothing is buffered, a new masker continues with the same
-result. The positions in a log can therefore be resumed. Occurrences that overlap become one `***`.
+The result does not depend on how the stream was cut. At a position where the masker keeps no bytes back, a new masker
+can continue with the same result. A log can therefore be resumed there. Occurrences that overlap become one `***`.
 
-The person who chooses the secrets also chooses the text, so the work per byte is bounded, whatever both are: see
-`FormFinder`. `BUDGET` bounds the time of one call in any case. Text behind the budget is hidden (`over_budget`).
+The author of an action chooses both the secrets and the output of the commands. The work per byte is bounded for every
+choice: see `FormFinder`. In addition, `BUDGET` bounds the time of one call. If a call exceeds `BUDGET`, the text that
+the call has not searched is hidden (`over_budget`).
 
 Known limits: values under `SHORTEST` bytes are not masked (`too_short`). Values with more forms than `MOST_FORMS`, or
 with more than `LONGEST_VALUE` bytes, are masked in part (`too_long`). A secret that a program transforms in another way
@@ -31,19 +32,19 @@ if TYPE_CHECKING:
 MASK = b"***"
 # Maximum number of forms of all secrets together.
 MOST_FORMS = 2048
-# Number of seconds of processor time that one call of `feed` may search. A search takes at most about 2 microseconds
-# per byte, so only a call with much text, or a slow processor, comes near it.
+# Maximum seconds of processor time that one call of `feed` searches. A search takes at most about 2 microseconds
+# per byte, so only a call with much text, or on a slow processor, needs so much time.
 BUDGET = 0.1
 
 Span = tuple[int, int]
 
 
 class Masker:
-    """Replaces secrets in a stream of bytes. Takes a mapping of name to value, or bare values.
+    """Replaces secrets in a stream of bytes. `secrets` is a mapping of names to values, or only the values.
 
-    Fewer than `LONGEST` bytes are kept in memory. `too_short` names the secrets that are not masked, `too_long` those
-    that are masked in part. The name of a bare value is its number, from 0. `over_budget` is True once text was hidden
-    because the search took too long.
+    Fewer than `LONGEST` bytes are kept in memory. `too_short` holds the names of the secrets that are not masked.
+    `too_long` holds the names of the secrets that are masked in part. A value without a name is named by its number,
+    from 0. `over_budget` becomes True when text is hidden because the search took too long.
     """
 
     def __init__(self, secrets: Mapping[str, str] | Iterable[bytes] = ()) -> None:
@@ -112,9 +113,9 @@ class Masker:
         return self.settle(text, runs, end)
 
     def settle(self, text: bytes, runs: list[Span], end: int) -> bytes:
-        """Return the masked text before `end`, and keep the rest.
+        """Return the masked text before the position `end`, and keep the rest.
 
-        `runs` are the places of secrets in the text. A run that reaches beyond `end` is kept whole.
+        `runs` are the places of secrets in the text. The mask of a run that ends after `end` is returned later.
         """
         open_run = next((run for run in reversed(runs) if run[0] <= end < run[1]), None)
         before = self.run_before_kept
@@ -131,7 +132,7 @@ class Masker:
     def flush(self, *, hide: bool = False) -> bytes:
         """Return the bytes that were kept back, masked.
 
-        With `hide` these bytes become `***`, because text that the agent does not read may complete a secret.
+        If `hide` is set, these bytes become `***`, because text that the agent never reads possibly completes a secret.
         """
         text, runs = self.kept, []
         if not hide:
@@ -158,7 +159,8 @@ class Masker:
             OverBudget: the search took too long.
         """
         clean, self.clean = self.clean, b""
-        if not self.run_in_kept and (text is clean or not self.sieve.may_match(text)):  # true for nearly all text
+        if not self.run_in_kept and (text is clean or not self.sieve.may_match(text)):
+            # Nearly every text contains no secret.
             return []
         return self.finder.runs(text, self.run_in_kept, time.thread_time() + BUDGET)
 

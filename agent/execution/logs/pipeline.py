@@ -1,13 +1,13 @@
-"""The pipeline of a session's log: takes markers out, limits lines, masks secrets, and keeps the positions.
+"""The steps that process a session's log: remove markers, limit lines, mask secrets, and record the positions.
 
 A `LogStream` lives as long as its session follows the log. Pieces of the log go in as they were read. Chunks of at most
-64 KiB and markers come out, in the order of the log. Each chunk and marker carries the cursor from which the log can be
-read again exactly. At this position neither the marker reader nor the masker keeps bytes back. The output depends only
-on the log and on the first cursor, never on how the log was cut into pieces. The chunks of an adopting agent therefore
-continue those of the dead agent.
+256 KiB and markers come out, in the order of the log. Each chunk and marker carries the cursor from which the log can
+be read again exactly. At this position neither the marker reader nor the masker keeps bytes back. The output depends
+only on the log and on the first cursor, never on how the log was cut into pieces. The chunks of an adopting agent
+therefore continue those of the dead agent.
 
 The limit of a line counts bytes of text, not bytes that are sent. Where the stream leaves text out, or text is missing,
-it writes a notice. Where the stream cuts text, bytes that may begin a secret are hidden.
+the stream writes a notice. Where the stream cuts text, it hides bytes before the cut that may begin a secret.
 
 A secret can begin before a marker and go on behind it, where two commands print its parts. The stream outputs the
 marker at once, although the masker still keeps the beginning of the secret back. The cursor then lies before this
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
     from agent.execution.ports import MarkerReader
 
 # Maximum number of bytes in one chunk of the log.
-CHUNK = 64 * 1024
+CHUNK = 256 * 1024
 START = Cursor()
 
 
 @dataclass(frozen=True, slots=True)
 class MarkerSeen:
-    """A marker in its place between the chunks. `cursor` is the position after the marker."""
+    """A marker, in the order of the log between the chunks of text. `cursor` is the position after the marker."""
 
     marker: Marker
     cursor: Cursor
 
 
 class LogStream:
-    """The pipeline of one log. `markers` makes a marker reader, `masker` belongs to this stream alone.
+    """Processes one log. `markers` creates a marker reader. No other stream may use the same `masker`.
 
     `max_line` is the maximum number of bytes of a line that are sent. `left_out_of_lines` counts the bytes over this
     limit, and `left_out_of_total` the bytes that the pod did not store. `gaps` counts the reported gaps, and `missing`
@@ -65,7 +65,7 @@ class LogStream:
         self.missing = 0
         self.command = start.command
         self.at = start.offset  # number of bytes of the log that went to the masker or were left out
-        self.reported = start.reported  # markers up to this position have come out
+        self.reported = start.reported  # position in the log up to which all markers were output
         # Number of bytes of text since the start of the line: at the end of the input, at the start of the text that
         # the masker keeps, and at the position of `cursor`.
         self.column = self.kept_column = self.cursor_column = start.column
@@ -92,7 +92,7 @@ class LogStream:
         return self.take_output()
 
     def gap(self, gap: LogGap) -> list[LogChunk | MarkerSeen]:
-        """Report that a part of the log is missing here."""
+        """Report that the bytes of the log that `gap` describes are missing."""
         self.gaps += 1
         self.missing += gap.size
         self.take(self.markers.flush())
@@ -104,7 +104,10 @@ class LogStream:
         return self.take_output()
 
     def finish(self, dropped: int = 0) -> list[LogChunk | MarkerSeen]:
-        """Return the rest of the output, at the end of the log. `dropped` bytes of the log were over its limit."""
+        """Return the rest of the output, at the end of the log.
+
+        `dropped` is the number of bytes that the pod did not store, because they were over the limit of the log.
+        """
         self.take(self.markers.flush())
         self.release(hide=dropped > 0)
         if dropped:
@@ -125,7 +128,7 @@ class LogStream:
     def marker(self, marker: Marker) -> None:
         """Output a marker, after all text before the marker that is not kept back.
 
-        Drop a marker that was already output before the resume.
+        Drop a marker that was output before this stream was resumed.
         """
         length = len(marker.raw)
         self.report_truncation()
@@ -144,7 +147,7 @@ class LogStream:
     # ---- the limit of a line
 
     def lines(self, data: bytes) -> None:
-        """Process text, up to the limit of each line. The rest of a longer line is left out."""
+        """Process text. Of each line, the bytes over the limit of a line are left out."""
         while data:
             if self.column + len(data) <= self.max_line:
                 self.show(data)
@@ -185,23 +188,24 @@ class LogStream:
             self.notice("[text is hidden here: the search for secrets in it took too long]", self.column)
 
     def settle(self, kept: bytes, part: bytes) -> None:
-        """Compute the columns after the masker, which kept the text `kept`, has processed `part`."""
+        """Compute the columns after the masker has processed `part`. `kept` is what the masker kept back before."""
         if not self.masker.buffered:
             self.move_to(self.column)
             return
         text = kept + part
         end = len(text) - self.masker.buffered
-        # A negative end lies in text that the masker has dropped: the cursor has not moved since.
+        # If `end` is negative, the masker still works on a run whose beginning it has dropped. The cursor then stays
+        # at this beginning.
         if end >= 0:
             self.cursor_column = column_after(self.kept_column, text[:end])
         self.kept_column = column_after(self.kept_column, text[: len(text) - len(self.masker.kept)])
 
     def move_to(self, column: int) -> None:
-        """Set the column where the masker keeps nothing back."""
+        """Set all columns to `column`. Called only while the masker keeps nothing back."""
         self.column = self.kept_column = self.cursor_column = column
 
     def release(self, *, hide: bool = False, cut: bool = True) -> None:
-        """Output the bytes that the masker keeps back and, with `cut`, the notice about a cut line."""
+        """Output the bytes that the masker keeps back and, if `cut` is set, the notice about a cut line."""
         shown = self.masker.flush(hide=hide)
         self.move_to(self.column)
         self.emit(shown)
@@ -215,7 +219,7 @@ class LogStream:
             self.unreported_bytes = 0
 
     def notice(self, sentence: str, column: int) -> None:
-        """Output a sentence of the agent on a line of its own. `column` 0: the output is at the start of a line."""
+        """Output a sentence of the agent on a line of its own. `column` 0: the output is now at the start of a line."""
         self.emit((b"\n" if column else b"") + sentence.encode() + b"\n")
 
     def emit(self, data: bytes) -> None:

@@ -1,7 +1,8 @@
 """Searches for many forms of secrets at once, with bounded work per byte.
 
-A `Sieve` and a `FormFinder` live as long as their `Masker`. The sieve finds out that a text holds no form, which is so
-for nearly all text. The finder finds out where forms are. The work of both per byte is bounded.
+A `Sieve` and a `FormFinder` live as long as their `Masker`. The sieve quickly excludes a text that holds no form, which
+is nearly every text. The finder finds the places of the forms in any other text. For each byte of text, the work of
+sieve and finder is bounded.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ SIEVED_COUNT = 16
 # Maximum number of words from one sample to the next. A larger step would need more memory for the words of each
 # needle.
 LARGEST_STEP = 8
-# Maximum number of needles (forms of secrets) that are searched one by one. The sieve lets every text pass if there are
-# more.
+# Maximum number of needles (forms of secrets) that are searched one by one. With more such needles, `Sieve.may_match`
+# returns True for every text.
 MOST_SINGLES = 32
 # Number of positions in a text that the search examines between two readings of the clock.
 CLOCK_STEPS = 256
@@ -35,9 +36,9 @@ Span = tuple[int, int]
 
 
 class Sieve:
-    """Decides whether a text may hold one of the needles (the forms of secrets).
+    """Decides whether a text possibly holds one of the needles (the forms of secrets).
 
-    It never misses a needle, and rarely reports a needle that is not in the text.
+    A sieve never misses a needle, and rarely reports a needle that is not in the text.
 
     A few short needles are searched one by one. Many long needles share one pass, which looks at every `step`-th word
     of the text. An occurrence of a needle covers at least one of these words, at one of the needle's first offsets. All
@@ -58,7 +59,7 @@ class Sieve:
         }
 
     def may_match(self, text: bytes) -> bool:
-        """Return False if no needle is in the text. In rare cases, return True without a needle in the text."""
+        """Return True if a needle is in the text. In rare cases, return True although no needle is in the text."""
         if self.useless or any(needle in text for needle in self.singles):
             return True
         if not self.words:
@@ -68,7 +69,7 @@ class Sieve:
 
 
 def innermost(forms: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Return the forms that contain no other form. If none of them is in a text, no form is in the text."""
+    """Return the forms that contain no other form. A text without any of the returned forms contains no form at all."""
     if len(forms) > LONGEST:
         return forms
     return tuple(form for form in forms if not any(other in form for other in forms if other is not form))
@@ -87,13 +88,14 @@ class FormFinder:
     """Finds runs of overlapping occurrences of forms, and the beginning of a form at the end of a text.
 
     The work per byte depends on `LONGEST` and on the logarithm of the number of forms alone, never on how often forms
-    match. `steps` counts the positions that were looked at, for tests. It never exceeds the bytes of the texts by more
-    than `LONGEST` per call.
+    match. `steps` counts the positions that were searched, for tests. `steps` never exceeds the number of bytes of the
+    texts by more than `LONGEST` per call.
 
     Only the longest form at a position matters for the runs, and one binary search in the sorted forms finds it. The
-    largest form that is not greater than the text at the position either is a prefix of the text, or all forms that are
-    prefixes of the text are prefixes of this form too (`prefixes`). A form that overlaps itself ("aaaa") is followed by
-    a regular expression to the end of its repetitions. Positions from which no form reaches beyond a run are skipped.
+    search returns the largest form that is not greater than the text at the position. If this form is no prefix of the
+    text, all forms that are prefixes of the text are also prefixes of this form (`prefixes`). For a form that overlaps
+    itself ("aaaa"), a regular expression finds the end of the repetitions. Positions from which no form reaches beyond
+    a run are skipped.
     """
 
     def __init__(self, forms: Iterable[bytes]) -> None:
@@ -114,7 +116,7 @@ class FormFinder:
         The first `covered` bytes belong to a run that began before the text.
 
         Raises:
-            OverBudget: the thread's processor time has passed the deadline, if one is given.
+            OverBudget: the processor time of the thread has passed `deadline`. If `deadline` is 0, there is no limit.
         """
         runs: list[Span] = [(0, covered)] if covered else []
         start, end = 0, covered
@@ -157,7 +159,7 @@ class FormFinder:
         return form[: lengths[found - 1]] if found else b""
 
     def end_of_repetitions(self, text: bytes, position: int, form: bytes) -> int:
-        """Return where a run of overlapping occurrences of `form` ends, of which the first starts at `position`.
+        """Return the end of a run of overlapping occurrences of `form`. The first occurrence starts at `position`.
 
         Only occurrences at the shortest distance at which two occurrences can overlap belong to the run.
         """

@@ -1,4 +1,4 @@
-"""The values that go into the store and come out of it. All are immutable data without I/O."""
+"""The values that the store saves and loads. All of them are immutable data without I/O."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def repair(folder: Path, state: ActionState) -> None:
 
 
 def append(folder_of: Callable[[str], Path], events: Sequence[PipelineEvent], *, durable: bool) -> None:
-    """Write the bytes of log events. Each file is opened once and, with `durable`, synchronised once."""
+    """Write the bytes of log events. Each file is opened once, and if `durable` is set, synchronised once."""
     by_file: dict[Path, list[LogText]] = {}
     for event in events:
         if isinstance(event.body, LogText):

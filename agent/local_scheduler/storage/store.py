@@ -2,7 +2,7 @@
 
 Changes are written in the order of `save`, many in one transaction. Effects of a change, such as an acknowledgement,
 happen only after the change is on the disk. Log bytes are written first. The transaction after them then stores their
-offset. After a crash a log file may therefore be too long, and `open` cuts it to the stored length.
+offset. After a crash, a log file is possibly longer than the stored length, so `open` cuts the file to this length.
 If `durable` is False, the tables are in memory. The command `run` passes False, because it keeps only logs and
 artifacts.
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# Maximum number of changes that wait to be written. When so many wait, callers of `wait_for_room` wait too.
+# Maximum number of changes that wait to be written. At this number, `wait_for_room` blocks its callers.
 MAX_WAITING = 512
 # Maximum number of changes in one transaction.
 BATCH = 256
@@ -141,9 +141,10 @@ class Store:
         return self.closing or self.failed.done()
 
     async def wait_for_room(self) -> None:
-        """Wait until fewer than `MAX_WAITING` changes wait.
+        """Wait until fewer than `MAX_WAITING` changes wait to be written.
 
-        Callers wait before they compute a change. `save` itself never waits, so changes keep their order.
+        Callers must call this method before they compute a change. `save` never waits, so that changes keep their
+        order.
         """
         while not self.has_room.is_set():
             await self.has_room.wait()
@@ -211,7 +212,7 @@ class Store:
         texts: list[PipelineEvent] = []
         for change in changes:
             if change.starts_logs:
-                # Write the bytes collected so far first. They belong to the old log file, which `start_logs` renames.
+                # The bytes that are collected so far belong to the old log file, which `start_logs` renames.
                 log_files.append(self.folder, texts, durable=self.durable)
                 texts = []
                 self.start_logs(change)

@@ -169,7 +169,7 @@ class Upload:
             raise UploadRefused(f"{start.path!r} is sent twice")
         if len(self.files) >= MAX_FILES:
             raise UploadRefused(f"more than {MAX_FILES} files")
-        # The mode is that of the file in the pod, without setuid and the like. The kernel applies the umask.
+        # The mode is that of the file in the pod without setuid, setgid and sticky bit. The kernel applies the umask.
         self.handle = os.open(self.staging_path(len(self.files)), NEW, start.mode & 0o777)
         self.start = start
         self.digest = hashlib.sha256()

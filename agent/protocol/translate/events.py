@@ -26,15 +26,15 @@ from agent.protocol.translate.fields import (
 )
 from agent.protocol.wire import agent_pb2 as wire
 
-# Maximum number of files in `left_out`. `MAX_WHY` limits the characters of each file's reason. With paths of 4 KiB,
-# such a message has a fifth of the size that gRPC allows. A message over the size that gRPC allows ends the stream.
+# Maximum number of files in `left_out`. `MAX_WHY` limits the characters of each file's reason. With paths of 4 KiB, the
+# message has a fifth of the size that gRPC allows. A message that is larger than gRPC allows would end the stream.
 MAX_LEFT_OUT = 100
 MAX_WHY = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """An event with its number in its session. `event` is None for an event of a newer version."""
+    """An event with its number in its session. `event` is None for a kind of event that this version does not know."""
 
     key: domain.Key
     seq: int
@@ -116,7 +116,7 @@ def event(message: wire.Event) -> Numbered:
 
 
 def event_of(message: wire.Event) -> events.Event | None:
-    """Return the event without its number, or None for an event of a newer version."""
+    """Return the event without its number, or None for a kind of event that this version does not know."""
     match message.WhichOneof("event"):
         case "log":
             log = message.log

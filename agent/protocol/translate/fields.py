@@ -1,6 +1,6 @@
 """Translation of single fields: keys, durations, cursors, enums, text for people.
 
-The tables of enums are complete in both directions. A test checks that.
+Each table of an enum is complete in both directions, which a test checks.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def refuse_unknown_fields(message: Message, path: str = "") -> None:
 
 
 def member(field: str, value: int, table: Mapping[Member, int]) -> Member:
-    """Return the enum member for a number of the wire.
+    """Return the enum member for a number in a protobuf message.
 
     Raises:
         ActionFailed: no member has this number.

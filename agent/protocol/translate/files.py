@@ -34,7 +34,7 @@ def part_message(part: artifacts.FilePart | UploadEnd) -> wire.ArtifactPart:
 
 
 def part(message: wire.ArtifactPart) -> artifacts.FilePart | UploadEnd | None:
-    """Return the part that a message holds, or None for a kind of part that only a newer version knows."""
+    """Return the part that a message holds, or None for a kind of part that this version does not know."""
     match message.WhichOneof("part"):
         case "file":
             return artifacts.FileStart(message.file.path, message.file.mode, message.file.size)

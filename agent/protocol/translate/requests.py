@@ -106,8 +106,9 @@ def repository(message: wire.Repository) -> domain.Repository:
 
 
 def artifact_rules(message: wire.ArtifactRules) -> domain.ArtifactRules:
-    """Return which files are artifacts. If the message names no result after which to copy, files are copied after
-    SUCCESS.
+    """Return which files are artifacts, and after which results of the commands the files are copied.
+
+    If the message names no result, the files are copied after a success.
     """
     when = domain.When.SUCCESS
     if message.when != wire.ArtifactRules.WHEN_UNSPECIFIED:

@@ -12,7 +12,7 @@ Words
   attempt      one try of an action, numbered from 1 by the scheduler
   session      the agent's record of one attempt that it runs
   environment  the pod of one attempt
-  claim        the number of a session's owner, from 1. Each adoption raises the claim by one
+  claim        the number of a session's owner, from 1. Agents raise it by one at each adoption, never the scheduler
   adoption     an agent of the pool takes over a session of another agent that died or left
   cursor       a position in the log of an environment
   state loss   a scheduler restarted without its stored state
@@ -26,11 +26,26 @@ Life of a stream
   5. The scheduler sends no action before the first Health. An agent registers before it knows its cluster, so that
      it can hand over sessions while the cluster does not answer. Its Health is then DEGRADED, and READY follows.
 
+  6. A leaving agent sends a Health with DRAINING, lets its sessions end or hands them over, and then ends its side of
+     the stream. The scheduler then ends the stream too. After 1 s the agent leaves in any case.
+  7. An agent whose stream breaks without that end is lost. The scheduler keeps its sessions for `resume_grace`, then
+     starts the next attempt or ends the action.
+
+Authentication
+  If the agent has a token, every call has the metadata `authorization: Bearer TOKEN`, also UploadArtifacts. A
+  scheduler that requires a token answers a call without it with UNAUTHENTICATED. It may read Register first.
+  The agent can also show a client certificate (mutual TLS). No message has a token or a password of the agent.
+
 Delivery
   Every event has a number, `seq`. The numbers of one attempt start at 1 and have no gap. The same number always
   names the same event. The agent sends each event at least once. The scheduler applies each number once.
   The scheduler acknowledges what it has *stored*. An Ack covers all earlier numbers too. The agent keeps an event
   until its Ack. When the agent's window of kept events is full, the agent stops reading the environment's log.
+  A stored event that arrives again is acknowledged again. If an event arrives before its predecessors, the scheduler
+  does not store it and ends the stream. The agent then connects again and continues after Resume.
+  Messages have no time. The scheduler notes when it receives an event, which after a reconnect can be minutes later.
+  Two attempts of one action are two sessions, and an agent can run both at once. So the scheduler starts an attempt
+  only when the one before has ended or its agent is lost, and answers late events of the older one with Discard.
 
 Size
   The agent receives messages of at most 16 MiB. A larger message ends the stream with RESOURCE_EXHAUSTED, and the
@@ -263,6 +278,7 @@ Global___AgentMessage: _TypeAlias = AgentMessage  # noqa: Y015
 @_typing.final
 class Register(_message.Message):
     """Sent by the agent as the first message of each stream. The scheduler answers Registered or Refused.
+    A stream that begins with another message is ended, for example with INVALID_ARGUMENT.
     A new Register of the same pod, the part of agent_id before the dot, replaces the older stream of that pod. The
     scheduler then closes the older stream.
     """
@@ -343,6 +359,10 @@ Global___Register: _TypeAlias = Register  # noqa: Y015
 class SessionState(_message.Message):
     """A session that the agent holds. Sent by the agent in Register, and as `adopted` after an adoption. The scheduler
     answers Resume, or Discard if the session must not continue. Until then the agent sends no event of the session.
+    If no answer comes within 15 s (the agent's setting `scheduler.register_timeout`), the agent sends its own session's
+    events after the last Ack. It reports an adopted session again.
+    If the scheduler does not know the session, it can answer Resume with seq 0 and receive the session as new. It can
+    also wait for the action to be submitted again. It answers Discard at the latest after `resume_grace`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -356,7 +376,9 @@ class SessionState(_message.Message):
     attempt: _builtins.int
     claim: _builtins.int
     last_seq: _builtins.int
-    """highest number given to an event so far; 0 for an adopted session"""
+    """Highest number given to an event so far, 0 for an adopted session. An event with this number may not have been sent
+    yet, and until it is sent its log may grow.
+    """
     adopted: _builtins.bool
     """the agent adopted the session and knows none of its events, so it needs all fields of Resume"""
     def __init__(
@@ -379,7 +401,9 @@ Global___SessionState: _TypeAlias = SessionState  # noqa: Y015
 @_typing.final
 class Health(_message.Message):
     """The state of the agent. Sent by the agent at the interval that Registered names, and at once after a change. The
-    scheduler answers with an Ack whose action_id is empty.
+    scheduler answers with an Ack whose action_id is empty. One Ack can answer several Health messages.
+    Health comes before the events that are ready to be sent. An agent that registers with sessions sends Health too before
+    their first events. A Health that crosses an Action does not count this action as running yet.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -536,7 +560,10 @@ Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 
 @_typing.final
 class Rejected(_message.Message):
-    """The agent does not run the action. The scheduler may give the same attempt to another agent."""
+    """The agent does not run the action. The scheduler may give the same attempt to another agent, or to the same agent after
+    its next Health. The numbers of the attempt then start at 1 again, so the scheduler stores nothing of a rejection. It
+    acknowledges the event as any other.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -699,7 +726,7 @@ class LogChunk(_message.Message):
     CURSOR_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """up to 64 KiB as written; may end within a line or a character; secret values are masked"""
+    """up to 256 KiB as written; may end within a line or a character; secret values are masked"""
     cursor: _builtins.bytes
     """position of the chunk's end in the environment's log; opaque; the scheduler returns it in Resume"""
     source: Global___LogChunk.Source.ValueType
@@ -1045,7 +1072,7 @@ class Action(_message.Message):
     attempt: _builtins.int
     """from 1; the scheduler raises it for each new try of the action"""
     claim: _builtins.int
-    """1; only an adoption raises it"""
+    """1, also for the next attempt; only an adoption raises it"""
     name: _builtins.str
     """for people"""
     image: _builtins.str
@@ -1534,7 +1561,9 @@ Global___Discard: _TypeAlias = Discard  # noqa: Y015
 @_typing.final
 class Drain(_message.Message):
     """Accept no new action, and leave when the sessions have ended. Sent by the scheduler. The agent answers with a Health
-    whose status is DRAINING.
+    whose status is DRAINING. Sessions that last longer than the agent's setting `agent.drain_timeout` are handed over to
+    other agents of the pool. Then the agent ends its side of the stream, and its process ends with exit code 0. In a
+    cluster, Kubernetes then starts a new agent in its place.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1700,7 +1729,9 @@ class FileStart(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
     path: _builtins.bytes
-    """relative to the workspace, without "..", as on the disk, so not necessarily UTF-8; or as in InputFile"""
+    """Relative to the workspace, without "..", as on the disk, so not necessarily UTF-8. A scheduler refuses other paths,
+    because an agent may be compromised. In FetchInput as in InputFile.
+    """
     mode: _builtins.int
     """permission bits"""
     size: _builtins.int
@@ -1722,7 +1753,9 @@ Global___FileStart: _TypeAlias = FileStart  # noqa: Y015
 
 @_typing.final
 class FileEnd(_message.Message):
-    """The current file is complete. The receiver discards the file if the hash differs."""
+    """The current file is complete. If the hash differs, the receiver discards the file. A scheduler then refuses the call
+    or does not count the file in the receipt. An agent then ends the attempt.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1743,7 +1776,7 @@ Global___FileEnd: _TypeAlias = FileEnd  # noqa: Y015
 
 @_typing.final
 class UploadEnd(_message.Message):
-    """All files were sent."""
+    """All files were sent. A call that ends without this part is incomplete, and nothing of it is kept."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

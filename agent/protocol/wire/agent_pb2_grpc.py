@@ -72,8 +72,11 @@ class SchedulerServicer:
         never delay a log line or a health message.
 
         The scheduler answers when all files are stored. It keeps a file only if its sha256 is correct. If a call breaks,
-        the agent repeats the whole call. The scheduler then replaces the files of an earlier call of the same attempt and
-        claim.
+        the agent repeats the whole call, at most 8 times within its setting `artifacts.timeout`, after any status. The
+        scheduler then replaces the files of an earlier call of the same attempt and claim.
+        The order in a session is: the commands end, UploadArtifacts, the event `artifacts`, the event `finished`. If no file
+        is wanted, no call and no event `artifacts` come. A call of a lower claim or of an attempt that has ended is refused
+        with FAILED_PRECONDITION, a call that breaks the contract with INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -12,7 +12,7 @@ Words
   attempt      one try of an action, numbered from 1 by the scheduler
   session      the agent's record of one attempt that it runs
   environment  the pod of one attempt
-  claim        the number of a session's owner, from 1. Each adoption raises the claim by one
+  claim        the number of a session's owner, from 1. Agents raise it by one at each adoption, never the scheduler
   adoption     an agent of the pool takes over a session of another agent that died or left
   cursor       a position in the log of an environment
   state loss   a scheduler restarted without its stored state
@@ -26,11 +26,26 @@ Life of a stream
   5. The scheduler sends no action before the first Health. An agent registers before it knows its cluster, so that
      it can hand over sessions while the cluster does not answer. Its Health is then DEGRADED, and READY follows.
 
+  6. A leaving agent sends a Health with DRAINING, lets its sessions end or hands them over, and then ends its side of
+     the stream. The scheduler then ends the stream too. After 1 s the agent leaves in any case.
+  7. An agent whose stream breaks without that end is lost. The scheduler keeps its sessions for `resume_grace`, then
+     starts the next attempt or ends the action.
+
+Authentication
+  If the agent has a token, every call has the metadata `authorization: Bearer TOKEN`, also UploadArtifacts. A
+  scheduler that requires a token answers a call without it with UNAUTHENTICATED. It may read Register first.
+  The agent can also show a client certificate (mutual TLS). No message has a token or a password of the agent.
+
 Delivery
   Every event has a number, `seq`. The numbers of one attempt start at 1 and have no gap. The same number always
   names the same event. The agent sends each event at least once. The scheduler applies each number once.
   The scheduler acknowledges what it has *stored*. An Ack covers all earlier numbers too. The agent keeps an event
   until its Ack. When the agent's window of kept events is full, the agent stops reading the environment's log.
+  A stored event that arrives again is acknowledged again. If an event arrives before its predecessors, the scheduler
+  does not store it and ends the stream. The agent then connects again and continues after Resume.
+  Messages have no time. The scheduler notes when it receives an event, which after a reconnect can be minutes later.
+  Two attempts of one action are two sessions, and an agent can run both at once. So the scheduler starts an attempt
+  only when the one before has ended or its agent is lost, and answers late events of the older one with Discard.
 
 Size
   The agent receives messages of at most 16 MiB. A larger message ends the stream with RESOURCE_EXHAUSTED, and the
@@ -100,8 +115,11 @@ class SchedulerStub:
     never delay a log line or a health message.
 
     The scheduler answers when all files are stored. It keeps a file only if its sha256 is correct. If a call breaks,
-    the agent repeats the whole call. The scheduler then replaces the files of an earlier call of the same attempt and
-    claim.
+    the agent repeats the whole call, at most 8 times within its setting `artifacts.timeout`, after any status. The
+    scheduler then replaces the files of an earlier call of the same attempt and claim.
+    The order in a session is: the commands end, UploadArtifacts, the event `artifacts`, the event `finished`. If no file
+    is wanted, no call and no event `artifacts` come. A call of a lower claim or of an attempt that has ended is refused
+    with FAILED_PRECONDITION, a call that breaks the contract with INVALID_ARGUMENT.
     """
     FetchInput: _grpc.UnaryStreamMultiCallable[_agent_pb2.FetchInputRequest, _agent_pb2.ArtifactChunk]
     """Returns the files of one input of a session, in the order of Input.files. The agent calls it before the commands
@@ -129,8 +147,11 @@ class SchedulerAsyncStub(SchedulerStub):
     never delay a log line or a health message.
 
     The scheduler answers when all files are stored. It keeps a file only if its sha256 is correct. If a call breaks,
-    the agent repeats the whole call. The scheduler then replaces the files of an earlier call of the same attempt and
-    claim.
+    the agent repeats the whole call, at most 8 times within its setting `artifacts.timeout`, after any status. The
+    scheduler then replaces the files of an earlier call of the same attempt and claim.
+    The order in a session is: the commands end, UploadArtifacts, the event `artifacts`, the event `finished`. If no file
+    is wanted, no call and no event `artifacts` come. A call of a lower claim or of an attempt that has ended is refused
+    with FAILED_PRECONDITION, a call that breaks the contract with INVALID_ARGUMENT.
     """
     FetchInput: _aio.UnaryStreamMultiCallable[_agent_pb2.FetchInputRequest, _agent_pb2.ArtifactChunk]  # type: ignore[assignment]
     """Returns the files of one input of a session, in the order of Input.files. The agent calls it before the commands
@@ -167,8 +188,11 @@ class SchedulerServicer(metaclass=_abc_1.ABCMeta):
         never delay a log line or a health message.
 
         The scheduler answers when all files are stored. It keeps a file only if its sha256 is correct. If a call breaks,
-        the agent repeats the whole call. The scheduler then replaces the files of an earlier call of the same attempt and
-        claim.
+        the agent repeats the whole call, at most 8 times within its setting `artifacts.timeout`, after any status. The
+        scheduler then replaces the files of an earlier call of the same attempt and claim.
+        The order in a session is: the commands end, UploadArtifacts, the event `artifacts`, the event `finished`. If no file
+        is wanted, no call and no event `artifacts` come. A call of a lower claim or of an attempt that has ended is refused
+        with FAILED_PRECONDITION, a call that breaks the contract with INVALID_ARGUMENT.
         """
 
     @_abc_1.abstractmethod

@@ -1,12 +1,13 @@
-"""One call of the scheduler. It takes the events of one session and turns them into responses for the client.
+"""One gRPC call from a classic scheduler to the agent. The scheduler is the client of the call.
 
-A `Call` lives from the arrival of the gRPC call until the call and its session have both ended. It implements
-`execution.ports.SessionSink`. The window bounds the log that is not yet written. While the window is full, `send`
-waits, so that the log of the environment is read more slowly. When the client is gone, events are dropped, because no
-client can ask for them again.
+A `Call` turns the events of one session into responses. It lives until the gRPC call and the session have both ended,
+and implements `execution.ports.SessionSink`. The window limits the bytes of log that wait for a response. While the
+window is full, `send` waits, so that the log of the environment is read more slowly. When the client is gone, events
+are dropped, because a classic scheduler cannot ask for them again.
 
-The client stores each response as one row of log and reads the rows without an order. Therefore a response collects all
-log of a short time, and the last response carries the rest of the log.
+The client stores the log of each response as one row of a table, and later reads the rows in no defined order. A
+response therefore collects all log of a short time, so that few rows can be in a wrong order. The last response carries
+the rest of the log.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ MAX_ECHO = 4096
 
 
 class CallRefused(AgentError):
-    """The action of a call was not run. The message is the reason for the client."""
+    """The action of a call was not run. The message is the reason, which the scheduler gets."""
 
 
 class Call:
     """One call of the scheduler, which runs one action.
 
-    `admitted` is set when the action has a session, or when `refusal` holds the reason why it gets none. `echo`:
-    whether the log shows each command and the progress of the set-up.
+    `admitted` is set when the action has a session, or when `refusal` holds the reason why the action gets no session.
+    `echo`: whether the log shows each command and the progress of the set-up.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Call:
         self.last_status_sent: wire.ActionStatus.ValueType | None = None
         self.last_notice = ""
         self.last_detail = ""
-        self.is_mid_line = False  # whether the commands' output in the window ends without a newline
+        self.is_mid_line = False  # whether the log ends in output of the commands without a newline
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.unwritten: deque[bytes] = deque()
         self.size = 0
@@ -91,7 +92,10 @@ class Call:
     # ---- methods that the session calls
 
     async def send(self, event: Event) -> None:
-        """Take the events that the protocol can carry, waiting while the window is full. Other events are dropped."""
+        """Add an event to the responses. Waits while the window of unwritten log is full.
+
+        Events that the classic protocol cannot carry are dropped.
+        """
         match event:
             case LogChunk():
                 await self.add_log(event.data, own=event.source is not Source.COMMANDS)
@@ -114,14 +118,14 @@ class Call:
                 self.wake.set()
 
     async def wait_until_stored(self) -> None:
-        """Wait until everything is written to the client or the client is gone. Classic clients acknowledge nothing."""
+        """Wait until all responses are written or the client is gone. A classic scheduler sends no acknowledgement."""
         await self.done.wait()
 
     async def upload(self, parts: AsyncIterator[FilePart]) -> None:
-        """Keep the files in the agent's folder.
+        """Store the files in the agent's folder for files.
 
         Raises:
-            SchedulerError: the agent has no folder for files.
+            SchedulerError: the agent has no such folder.
             Exception: whatever `parts` or `FileStore.keep` raises.
         """
         if self.files is None:
@@ -144,10 +148,13 @@ class Call:
         if not self.done.is_set():
             self.refuse("the agent stopped before the action had ended")
 
-    # ---- methods that the service calls
+    # ---- methods that the gRPC service calls
 
     async def next(self) -> wire.ActionResponseStream:
-        """Wait for the next response to write. The last one has an exit code. Cancelling the wait loses nothing."""
+        """Wait for the next response to write. Only the last response has an exit code.
+
+        If the caller cancels the wait, no part of the log is lost.
+        """
         while not self.is_due:
             self.wake.clear()
             await self.wake.wait()
@@ -156,7 +163,7 @@ class Call:
             await self.gather()
         text = self.decoder.decode(self.take_bytes()) if self.unwritten else ""
         is_last = self.is_complete and not self.unwritten
-        # The client must have seen that the action ran before it sees the end.
+        # The client must get a response with the status of the running action before the last response.
         if is_last and (self.status == wire.ACTION_STATUS_PENDING or self.status == self.last_status_sent):
             return self.last_response(text)
         return self.response(text)
@@ -223,7 +230,9 @@ class Call:
             await self.add_log(text.encode(), own=True)
 
     async def add_log(self, data: bytes, *, own: bool) -> None:
-        """Add bytes to the window, waiting while it is full. The bytes are dropped when the call is over.
+        """Add bytes to the unwritten log. Waits while the window of unwritten log is full.
+
+        After the end of the call, the bytes are dropped.
 
         `own`: the bytes are text of the agent and not output of the commands. Such text begins on a new line.
         """

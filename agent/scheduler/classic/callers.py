@@ -1,4 +1,4 @@
-"""Decide by the address of a caller whether it may run actions over the classic protocol, which has no password.
+"""Decide by the address of a caller whether the caller may run actions. The classic protocol has no password.
 
 A `Callers` lives as long as the server of the agent.
 """
@@ -53,7 +53,7 @@ class Callers:
         return bool(self.scheduler) and address in await self.scheduler_addresses()
 
     async def scheduler_addresses(self) -> frozenset[Address]:
-        """Return the addresses of the scheduler's name. Return none if the name cannot be looked up."""
+        """Return the addresses of the scheduler's name, or an empty set if the name cannot be looked up."""
         now = asyncio.get_running_loop().time()
         if now >= self.valid_until:
             self.valid_until = now + LOOKUP_SECONDS
@@ -67,7 +67,7 @@ class Callers:
 
 
 def peer_address(peer: str) -> Address | None:
-    """Return the IP address in gRPC's form of a caller's address. None for another kind of address."""
+    """Return the IP address of a caller, or None if the caller has no IP address. `peer` is in gRPC's form."""
     match = PEER.fullmatch(unquote(peer))
     try:
         return plain(ipaddress.ip_address(match["host"])) if match else None

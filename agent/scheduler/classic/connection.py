@@ -64,7 +64,7 @@ class ClassicConnection:
         self.finished = asyncio.Event()
 
     def open(self, key: Key, *, adopted: bool = False) -> Call:  # noqa: ARG002 - the port's signature
-        """Return the call that asked for the action. Its client is the only receiver of the session's events."""
+        """Return the scheduler's call for the action. Only this call receives the session's events."""
         return self.service.calls[key.attempt_key]
 
     @property
@@ -115,7 +115,7 @@ class ClassicConnection:
             await self.health.wake.wait()
 
     async def close(self) -> None:
-        """Close the stream of health and the port. Takes a few seconds at most.
+        """Close the health stream and the port. Takes a few seconds at most.
 
         The last health message reports the highest load, so that the scheduler chooses other agents.
         """
@@ -132,7 +132,7 @@ class ClassicConnection:
             log.warning("the port for the scheduler could not be closed in time", port=self.port)
 
     async def own_address(self) -> wire.Hostname:
-        """Return the host and port that the scheduler calls.
+        """Return the host and port at which the scheduler calls this agent.
 
         Raises:
             SchedulerError: the scheduler's name cannot be looked up, or there is no route to it.

@@ -55,10 +55,10 @@ class FileStore:
         return f"[{files} ({summary.bytes} bytes) kept by the agent on {self.host} in {self.top / key.action_id}]\n"
 
     async def keep(self, key: Key, parts: AsyncIterator[FilePart]) -> None:
-        """Write the files of an action. They appear in the action's folder when all of them are complete.
+        """Write the files of an action. The files appear in the action's folder when all files are complete.
 
         Raises:
-            ActionFailed: the folder cannot store the files. Another try would not help.
+            ActionFailed: the folder cannot store the files, and another try cannot succeed.
             Exception: whatever `parts` raises.
         """
         copy: Copy | None = None
@@ -134,7 +134,7 @@ class Copy:
                 self.files += 1
 
     def finish(self, folder: Path) -> None:
-        """Replace `folder`, the folder of the action, with the copied files. Without any file, delete it."""
+        """Replace `folder`, the folder of the action, with the copied files. If no file was copied, delete `folder`."""
         if folder.exists():
             shutil.rmtree(folder)
         if self.files:

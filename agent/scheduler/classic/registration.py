@@ -3,9 +3,10 @@
 `run` lives as long as the process. A classic scheduler keeps no state. Whenever the stream of health ends, the agent
 registers again. Running calls do not notice.
 
-A classic scheduler sends each action to the agent with the lowest score, which is the mean of the two numbers of its
-health. The health therefore carries the load of the agent, not its room. The scheduler never removes an agent from its
-pool. The last health message therefore carries the highest numbers, so that the scheduler chooses this agent last.
+A classic scheduler sends each action to the agent with the lowest score. The score is the mean of the two numbers in
+the agent's health message. The first number is therefore the load of the agent, not its free capacity. The scheduler
+never removes an agent from its pool. The last health message therefore carries the highest numbers, so that the
+scheduler chooses this agent last.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ log = structlog.get_logger(__name__)
 
 
 def health_message(health: Health) -> wire.Health:
-    """Return the health message: its first number is the load in percent of the slots. `health.running` includes the
-    calls that wait, so the load may exceed 100.
+    """Return the health message. Its first number is the load in percent of the slots.
+
+    `health.running` includes the calls that wait for a slot, so the load can exceed 100.
 
     The second number of the message, for memory, stays 0. The scheduler would weigh it differently in a
     registration and in a health message. The message of an agent that drains or cannot use its cluster makes the
@@ -117,7 +119,7 @@ class Registration:
     async def wait_until_ready(self) -> bool:
         """Wait until the agent can run actions. Returns False if `close` comes first.
 
-        An agent that registers earlier would get a place in the pool, and actions, without a cluster to run them.
+        An agent that registers earlier would get actions without a cluster in which it can run them.
         """
         while self.health.current().status is not Readiness.READY:
             if self.reconnector.closing.is_set():

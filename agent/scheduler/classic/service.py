@@ -1,12 +1,12 @@
 """The gRPC server that a classic scheduler calls: one call runs one action.
 
 A `Service` lives as long as the process. A classic scheduler has no queue. It sends each action at once to the agent
-with the lowest load, and treats a refusal as the end of the action. Therefore calls wait here for a slot, first come,
-first served, up to the setting `queue`. While the cluster does not answer, calls wait too. When a client goes away, the
-agent cancels its action.
+with the lowest load, and treats a refusal as the end of the action. Therefore calls wait in the agent for a slot, first
+come, first served. The setting `queue` limits the number of waiting calls. While the cluster does not answer, calls
+wait too. When the client ends its call, the agent cancels the action.
 
-A classic scheduler throws away the status of a failed call and its text. Therefore a refusal is a response too, with
-the reason in its log and an exit code.
+A classic scheduler ignores the status and the text of a failed call. Therefore the agent answers a call that it refuses
+with a response, which has the reason in its log and an exit code.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ClientStalled(AgentError):
 
 
 class CannotListen(SchedulerError):
-    """The port cannot be opened, or a file of TLS cannot be used."""
+    """The port cannot be opened, or a TLS file cannot be used."""
 
 
 class Service:
@@ -135,7 +135,11 @@ class Service:
         call.end_waits()
 
     async def wait_for_slot(self, call: Call, context: Context) -> None:
-        """Wait until the call is admitted or refused. Empty responses show whether its client is still there."""
+        """Wait until the call is admitted or refused. Meanwhile, send empty responses to detect a client that is gone.
+
+        Raises:
+            ClientStalled: the client does not read.
+        """
         while not call.admitted.is_set():
             try:
                 async with asyncio.timeout(self.timings.silence):
@@ -186,7 +190,7 @@ class Service:
         self.health.notify()
 
     def admit(self) -> None:
-        """Start as many waiting calls as slots are free. While the agent drains, refuse all of them."""
+        """Start as many waiting calls as slots are free. While the agent drains, refuse all waiting calls."""
         while self.waiting:
             health = self.health.current()
             if health.status is Readiness.DRAINING:
@@ -268,7 +272,7 @@ def read_action(request: wire.ActionRequest, settings: ClassicSettings) -> Actio
 
 
 def read_repository(url: str, settings: ClassicSettings) -> Repository:
-    """Return the repository with the Secret for its host. A setting for `host:port` wins over one for `host`."""
+    """Return the repository with the Secret for its host. An entry for `host:port` overrides an entry for `host`."""
     match = REMOTE.match(url)
     host, port = (match["host"].lower(), match["port"]) if match else ("", "")
     names = settings.clone_credentials
@@ -282,7 +286,7 @@ async def start(service: Service, settings: ClassicSettings) -> tuple[aio.Server
     """Open the port that the scheduler calls. Returns the server and its port.
 
     Raises:
-        CannotListen: the port cannot be opened, or a file of TLS cannot be used.
+        CannotListen: the port cannot be opened, or a TLS file cannot be used.
     """
     server = grpc.aio.server(options=OPTIONS)
     # `execute` is a plain coroutine and not the async generator of a generated servicer, because gRPC cancels only a

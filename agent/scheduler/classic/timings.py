@@ -1,4 +1,4 @@
-"""The waits of the classic protocol that no setting changes. Tests pass shorter waits."""
+"""The wait times of the classic protocol that are constants and not settings. Tests pass shorter times."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ClassicTimings:
-    """Waits in seconds. One object per agent."""
+    """Wait times in seconds. An agent has one object."""
 
     silence: float = 25.0
     """Seconds without a response until an empty response is written. The scheduler notices only then that its client

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # Maximum number of bytes of one message of the scheduler. The contract names the same limit.
 MAX_MESSAGE_BYTES = 16 << 20
-# Maximum number of seconds until an unanswered ping ends the connection. If the setting `keepalive` is shorter, it is
-# the limit.
+# Maximum number of seconds until an unanswered ping ends the connection. A lower value of the setting `keepalive`
+# replaces this limit.
 LONGEST_PING_TIMEOUT = 10.0
 
 
@@ -31,10 +31,10 @@ def open_channel(settings: SchedulerSettings) -> aio.Channel:
     """Return a channel to the scheduler that is not yet connected.
 
     Raises:
-        ConnectionBroken: a file of TLS cannot be read.
+        ConnectionBroken: a TLS file cannot be read.
     """
     options = [
-        # The agent notices a frozen scheduler within twice the keepalive.
+        # The agent notices a frozen scheduler within twice the time of the setting `keepalive`.
         *grpc_transport.keepalive_options(settings.keepalive, min(settings.keepalive, LONGEST_PING_TIMEOUT)),
         ("grpc.keepalive_permit_without_calls", 1),
         # The limit is far above the policy's limits on an action, so that an action that is too large fails alone. A
@@ -101,7 +101,10 @@ class StreamChannels:
         return stub_of(self.upload_channel)
 
     async def close(self) -> None:
-        """Close both channels. No task may still read the stream, because gRPC leaks sockets then (grpc #42125)."""
+        """Close both channels.
+
+        The caller must first end every task that reads the stream. Otherwise gRPC leaks sockets (grpc #42125).
+        """
         if self.call is not None:
             self.call.cancel()
         if self.upload_channel is not None:

@@ -1,8 +1,8 @@
 """The scheduler's part of `sealci-agent doctor`: address, TLS, token and registration.
 
-Each check opens a connection of its own and closes it. The last check registers with an identity of its own and no
-slots, sends no health, and leaves. A scheduler sends actions only to agents that have reported READY, so no action
-arrives.
+Each check opens a connection of its own and closes it. The last check registers a temporary agent with a new identity
+and no slots, sends no health message, and ends the stream. A scheduler sends actions only to agents that have reported
+READY, so no action arrives.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ async def check_tls(settings: SchedulerSettings) -> Finding:
 
 
 def no_tls_advice(settings: SchedulerSettings) -> str:
-    """Return what to do about a connection without TLS. The scheduler of SealCI 0.2 is built without TLS."""
+    """Return what to do about a connection without TLS. The scheduler of SealCI 0.2 does not support TLS."""
     if settings.protocol == "classic":
         return (
             "the scheduler of SealCI 0.2 has no TLS: let only the scheduler reach scheduler.classic.port, or put a TLS"
@@ -162,7 +162,7 @@ def check_token(settings: SchedulerSettings) -> Finding:
 
 
 async def check_registration(settings: Settings, version: str, metrics: Metrics) -> Finding:
-    """Register an agent with no slots, and leave."""
+    """Register a temporary agent with no slots, then end its stream."""
     outbox = Outbox(settings.scheduler.window, metrics)
     health = HealthReporter(lambda: Health(Readiness.DRAINING, 0, 0, cluster_reachable=True), outbox.wake)
     identity = Identity.of("", version)

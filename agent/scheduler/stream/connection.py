@@ -46,8 +46,8 @@ CLOSE_TIMEOUT = 1.0
 
 log = structlog.get_logger(__name__)
 
-# Bounds in seconds for the times that a scheduler chooses. With shorter times an agent would flood its scheduler. With
-# longer times it might never report again.
+# Bounds in seconds for the times that a scheduler chooses. With a shorter time, the agent would send too many messages.
+# With a longer time, the agent would perhaps never send a message again.
 SHORTEST_WAIT, LONGEST_WAIT = 0.01, 3600.0
 
 

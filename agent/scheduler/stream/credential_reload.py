@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Waits of the reload, in seconds."""
+    """Wait times of the reload, in seconds."""
 
     check_interval: float = 10.0
     """Seconds between two looks at the files."""
@@ -43,7 +43,7 @@ DEFAULT_TIMINGS = Timings()
 class CredentialReload:
     """Watches the credential files of one stream.
 
-    Create this object before the stream reads the files, to miss no change.
+    The caller must create this object before the stream reads the files. Otherwise a change could be missed.
     """
 
     def __init__(self, settings: SchedulerSettings, timings: Timings = DEFAULT_TIMINGS) -> None:

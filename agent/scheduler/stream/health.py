@@ -1,7 +1,7 @@
 """When the agent sends its health to the scheduler: at the interval that the scheduler named, and after each change.
 
-One reporter lives as long as the process. It keeps no copy of the health's parts. A callable returns the health at the
-moment of sending, so that several changes in a row become one message.
+One reporter lives as long as the process. It calls the function `current` for the health at the moment of sending, so
+that several changes in a row become one message.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class HealthReporter:
-    """Decides when the health is due. `wake` is set when the sender must call `take`."""
+    """Decides when the agent must send its health. `wake` is set when the sender must call `take`."""
 
     def __init__(self, current: Callable[[], Health], wake: asyncio.Event) -> None:
         self.current = current

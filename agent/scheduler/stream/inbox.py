@@ -33,16 +33,18 @@ class Handlers(Protocol):
         """
 
     def action(self, action: Action) -> None:
-        """Run an action and open the outbox of its session before this method returns.
+        """Run an action. Before the handler returns, it must open the outbox of the action's session, which keeps the
+        session's events for the scheduler.
 
-        The scheduler may have sent the action before.
+
+        It is possible that the scheduler has sent the same action before.
         """
 
     def action_failed(self, key: Key, failure: ActionFailed) -> None:
-        """Send this failure as the outcome, because an Action or a Resume message could not be read."""
+        """Send `failure` as the outcome of an attempt, because its Action or Resume message could not be read."""
 
     def cancel(self, attempt_key: tuple[str, int], cancel: Cancel) -> None:
-        """Stop a session. The session may be unknown."""
+        """Stop a session. It is possible that the agent does not have this session."""
 
     def resume(self, resume: Resume) -> None:
         """Continue a session. Its outbox is already at the resume point."""
@@ -51,7 +53,7 @@ class Handlers(Protocol):
         """Drop a session. Its outbox is already closed."""
 
     def drain(self, message: str) -> None:
-        """Accept no new action and leave when the sessions have ended."""
+        """Drain this agent: accept no new action, and exit when the sessions have ended or are handed over."""
 
 
 class Inbox:

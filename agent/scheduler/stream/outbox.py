@@ -2,11 +2,12 @@
 
 One `Outbox` lives as long as the process, and outlives every stream. Each session has a `SessionOutbox` in it, from its
 first event until its `close`. An event is *unsent* until the writer of the stream takes it. Then it is *unacknowledged*
-until the scheduler has stored it. Both count against the window of the session and against the window of all sessions.
-While one of the windows is full, `send` waits, so that the agent reads no log faster than the scheduler stores it.
-Sessions take turns, one event each, so that a session with much output delays another by one event only.
+until the scheduler has stored it. The window of a session limits the bytes of its unsent and unacknowledged events. A
+second window limits these bytes of all sessions together. While one of the windows is full, `send` waits, so that the
+agent reads no log faster than the scheduler stores it. Sessions take turns, one event each, so that a session with much
+output delays another session by one event only.
 
-This module does not use gRPC. The writer of the stream calls `take`, and `wake` is set when `take` may return an item.
+This module does not use gRPC. The writer of the stream calls `take`. `wake` is set when `take` possibly has an item.
 After each registration, every session in the registration is *paused* until the scheduler has sent its resume point.
 """
 
@@ -53,8 +54,8 @@ class Outbox:
 
     `on_state_loss(key, resume)` is called when the scheduler asks for events that it had acknowledged before, because
     it lost its state. The session then calls `SessionOutbox.restart(resume.seq)` and sends its events again. Until
-    `restart`, the session stays paused. `on_state_loss` returns False when the agent has no session for the key and
-    only reports why the action got none. Then the kept events get new numbers, after a notice of the gap.
+    `restart`, the session stays paused. If the agent only reports why an action got no session, `on_state_loss` returns
+    False. The outbox then gives the kept events new numbers, and puts a notice about the lost events before them.
 
     `ignored` counts, by kind, the messages of the scheduler that fit no event or session.
     """
@@ -83,7 +84,7 @@ class Outbox:
     # ---- methods that sessions call
 
     def open(self, key: Key, *, adopted: bool = False) -> SessionOutbox:
-        """Return the outbox of a new session. It replaces an outbox of the same attempt with the same or a lower claim.
+        """Return the new outbox of a session. An outbox of the same attempt with the same or a lower claim is replaced.
 
         The scheduler is asked for the resume point of an adopted session. The events of an adopted session wait for the
         resume point.
@@ -105,7 +106,7 @@ class Outbox:
     # ---- methods that session outboxes call
 
     def schedule(self, session: SessionOutbox) -> None:
-        """Put a session into the queue of the writer if the session has something to send."""
+        """If a session has something to send, put the session into the queue from which `take` serves the sessions."""
         if not session.has_turn and session.has_something:
             session.has_turn = True
             self.turns.append(session)
@@ -122,7 +123,7 @@ class Outbox:
         self.metrics.events_unacknowledged.inc(change)
 
     def count_bytes(self, change: int) -> None:
-        """Add `change` to the number of bytes that all sessions keep together."""
+        """Add `change` to the total number of bytes in the outboxes of all sessions."""
         self.used += change
         if change < 0:
             self.wake_next()
@@ -132,21 +133,22 @@ class Outbox:
         return self.used + cost > self.total
 
     def wait_for_room(self, session: SessionOutbox) -> None:
-        """Queue a session for room in the window that all sessions share. The first session in the queue gets its
-        `room` set.
+        """Put a session into the queue for free bytes in the window that all sessions share.
+
+        When bytes are free, the event `room` of the first session in the queue is set.
         """
         self.waiting_for_room.setdefault(session)
 
     def stop_waiting_for_room(self, session: SessionOutbox) -> None:
-        """Remove a session from the queue and wake the next session."""
+        """Remove a session from the queue for free bytes in the shared window, and wake the next session."""
         if session in self.waiting_for_room:
             del self.waiting_for_room[session]
             self.wake_next()
 
     def wake_next(self) -> None:
-        """Wake the first session in the queue.
+        """Wake the first session in the queue for free bytes in the shared window.
 
-        When this session has found room, it wakes the next session. So never all sessions wake at once.
+        When this session has added its event, it wakes the next session. The sessions therefore wake one by one.
         """
         if self.waiting_for_room and self.used < self.total:
             next(iter(self.waiting_for_room)).room.set()
@@ -175,9 +177,9 @@ class Outbox:
     # ---- methods that the writer of the stream calls
 
     def take(self) -> Outgoing | SessionState | None:
-        """Return the next item and count it as sent, or None if nothing is ready.
+        """Return the next item to send and count it as sent. Return None if nothing is ready.
 
-        A `SessionState` asks for the resume point.
+        If the item is a `SessionState`, its message asks the scheduler for the resume point.
         """
         while self.turns:
             session = self.turns.popleft()
@@ -242,7 +244,7 @@ class Outbox:
     def resume(self, resume: Resume) -> bool:
         """Continue a paused session with the event number `resume.seq` + 1.
 
-        Returns False if the session is unknown, or if `on_state_loss` has taken over.
+        Returns False if the session is unknown, or if `on_state_loss` has started the session's restart.
         """
         session = self.find(resume.key)
         if session is None:
@@ -287,7 +289,7 @@ class Outbox:
         return True
 
     def find(self, key: Key) -> SessionOutbox | None:
-        """Return the outbox of exactly this claim, or None."""
+        """Return the outbox of the session with exactly this attempt and claim, or None without such a session."""
         session = self.session_outboxes.get(key.attempt_key)
         if session is None or session.key != key:
             self.ignored["unknown session"] += 1

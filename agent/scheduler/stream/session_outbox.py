@@ -1,4 +1,4 @@
-"""The events of one session: their numbers, their window, and the events that the scheduler has not stored yet.
+"""The events of one session that the scheduler has not stored yet: their numbers, and the limit of their bytes.
 
 A session outbox lives from the session's first event until `close`. Numbers are contiguous from 1. The same number
 always stands for the same event. Chunks of log are therefore joined only before any stream has sent them.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from agent.telemetry.metrics import Metrics
 
 # Maximum number of bytes of log in one event. The contract (LogChunk.data) names the same limit.
-MAX_JOINED = 64 << 10
+MAX_JOINED = 256 << 10
 # Number of bytes that each event counts for in addition to its log. This bounds the memory of many small events.
 OVERHEAD = 256
 
@@ -56,7 +56,7 @@ class SharedOutbox(Protocol):
 
 @dataclass(slots=True)
 class KeptEvent:
-    """An event until its acknowledgement. `more` holds chunks of log that were joined to it before it was sent."""
+    """An event that is not yet acknowledged. `more` holds later chunks of log, which are sent as part of this event."""
 
     seq: int
     event: Event
@@ -65,7 +65,7 @@ class KeptEvent:
     size: int = 0
 
     def can_join(self, chunk: LogChunk) -> bool:
-        """Whether a chunk of log may be appended to this event.
+        """Whether `join` can append a chunk of log to this event.
 
         A chunk without a cursor is not joined to a chunk with a cursor. The joined event would have no cursor, and the
         exact resume point would be lost.
@@ -87,7 +87,7 @@ class KeptEvent:
         self.cost += len(chunk.data)
 
     def seal(self) -> None:
-        """Make one event of the joined chunks. This is done once, before the first send, to copy the bytes once."""
+        """Make one event of the joined chunks. Called once, before the first send, so that bytes are copied once."""
         if self.more and isinstance(self.event, LogChunk):
             self.event = replace(self.event, data=b"".join((self.event.data, *self.more)))
             self.more.clear()
@@ -99,7 +99,7 @@ def log_size(event: Event) -> int:
 
 
 class SessionOutbox:
-    """Implements `execution.ports.SessionSink`. Several tasks of one session may call `send` at once.
+    """Implements `execution.ports.SessionSink`. Several tasks of one session can call `send` at the same time.
 
     `asked_at` is the time (`time.monotonic`) when the session asked for the resume point, None when no answer is due.
     """
@@ -127,7 +127,10 @@ class SessionOutbox:
     # ---- methods that the session calls
 
     async def send(self, event: Event) -> None:
-        """Add an event, waiting while a window is full. After `close` the event is dropped."""
+        """Add an event. Waits while the window of this session or the window of all sessions is full.
+
+        After `close`, the event is dropped.
+        """
         size = log_size(event)
         # This lock serves its callers in the order in which they arrive, so events keep their order.
         async with self.send_lock:
@@ -165,8 +168,8 @@ class SessionOutbox:
     def restart(self, seq: int, *, keep: bool = False, notice: LogChunk | None = None) -> None:
         """Drop the kept events and number the next event `seq` + 1.
 
-        Used after a state loss of the scheduler, and at the adoption of a session. With `keep`, the events are not
-        dropped but get new numbers, after the notice.
+        Used after a state loss of the scheduler, and at the adoption of a session. If `keep` is set, the kept events
+        are not dropped. If there is a `notice`, it gets the first new number, and the kept events get the next numbers.
         """
         kept = [*self.unacknowledged, *self.unsent] if keep else []
         self.drop_events()
@@ -255,12 +258,15 @@ class SessionOutbox:
     # ---- internal methods
 
     def must_wait(self, cost: int) -> bool:
-        """Whether an event of `cost` bytes must wait for room. The first event of a session never waits."""
+        """Whether an event of `cost` bytes must wait for free bytes in a window.
+
+        An event never waits if the session keeps no other event.
+        """
         if self.is_closed or self.used == 0:
             return False
         if self.used + cost > self.outbox.window:
-            # This session waits for its own window, so it must not delay other sessions in the queue for the common
-            # window.
+            # This session waits for its own window, so it must not delay other sessions in the queue for the window
+            # that all sessions share.
             self.outbox.stop_waiting_for_room(self)
             return True
         if not self.outbox.would_exceed_total(cost):

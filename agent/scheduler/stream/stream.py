@@ -52,7 +52,7 @@ log = structlog.get_logger(__name__)
 
 
 class Stream:
-    """One open stream. `register` comes first, then `run` until the stream ends."""
+    """One open stream. The caller must call `register` first, and then `run`, which lasts until the stream ends."""
 
     def __init__(
         self, settings: SchedulerSettings, call: Call, outbox: Outbox, health: HealthReporter, metrics: Metrics
@@ -67,7 +67,7 @@ class Stream:
         self.closing = asyncio.Event()
 
     async def register(self, register: wire.Register) -> wire.Registered:
-        """Register and return the acknowledgement.
+        """Register this agent and return the acknowledgement.
 
         Raises:
             Refused: the scheduler refuses this agent.
@@ -109,7 +109,7 @@ class Stream:
         raise AssertionError("the reader of a stream ended without a reason")
 
     def close(self) -> None:
-        """Send what is ready, then end this side of the stream, so that the scheduler sees a clean end."""
+        """Ask the writer to send the waiting messages, then to end the agent's side of the stream without an error."""
         self.closing.set()
         self.outbox.wake.set()
 
@@ -194,7 +194,7 @@ class Stream:
 
 
 def refused_error(message: wire.Refused) -> Refused:
-    """Return the error that stands for a refusal. An unknown reason of a newer version is retried."""
+    """Return the error that stands for a refusal. After a reason that the agent does not know, it tries again."""
     name = wire.Refused.Why.Name(message.why) if message.why in wire.Refused.Why.values() else str(message.why)
     retry_after = None
     if message.HasField("retry_after"):

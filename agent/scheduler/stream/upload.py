@@ -1,7 +1,7 @@
 """Upload of the files of one session, in a gRPC call of its own and not over the stream.
 
-An upload lives as long as its call. Many small files share one chunk. The call's flow control slows down the reader of
-the environment's files, so that the agent keeps no file in memory. A broken upload starts again from its first file.
+An upload lives as long as its call. Many small files share one chunk. The call's flow control slows down the copy of
+files out of the pod, so that the agent keeps no file in memory. A broken upload starts again from its first file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ PART_OVERHEAD = 64
 
 
 class Packer:
-    """Packs the parts of one upload into chunks, and counts files and bytes for the check of the receipt."""
+    """Packs the parts of one upload into chunks. Counts files and bytes, because the scheduler's receipt must
+    name the same numbers.
+    """
 
     def __init__(self, header: wire.UploadHeader) -> None:
         self.chunk = wire.ArtifactChunk(header=header)

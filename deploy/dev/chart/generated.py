@@ -218,7 +218,7 @@ def setting_value(key: str, name: str, info: FieldInfo, field_schema: Schema) ->
 
 
 def section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """Return the model of a section, or None if the field is a single setting."""
+    """Return the model of the section `name`, or None if `name` is a single setting."""
     kind = model.model_fields[name].annotation
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 

@@ -9,7 +9,7 @@
     build           build the cluster's binaries without starting the cluster
     build PRODUCT...
                     build these products of the table in go_build.py and print the folders of their binaries
-    prepare         build all that the demo needs, side by side, without starting the cluster
+    prepare         build all that the demo needs, in two parallel lanes, without starting the cluster
     image           build the agent's image and load it into the cluster
     demo-images     build the agent's image and the images of the demo, and load them into the cluster
     test-images     build the images of the tests and load them into the cluster
@@ -32,7 +32,7 @@ Environment variables:
     CLUSTER=existing      the current context of kubectl; never changed
     KUBERNETES_VERSION    the version of Kubernetes, like 1.37.2
     CLUSTER_LOG_MAX_SIZE  the kubelet's containerLogMaxSize, 50Mi by default
-    CLUSTER_WAY_OUT=off   pods of `local` reach and resolve nothing outside; otherwise what this machine reaches
+    CLUSTER_WAY_OUT=off   pods of `local` reach and resolve nothing outside the cluster (default: what this machine can)
     CLUSTER_NUMBER        0 to 9, to run several clusters on one machine
     SEALCI_CACHE          the folder of the cache, ~/.cache/sealci-agent by default
 """
@@ -134,7 +134,7 @@ def run_program_verb(
     verb: str,
     arguments: list[str],
 ) -> int | None:
-    """Print where a program is that tests need. Return the exit code, or None if `verb` is none of these verbs."""
+    """Print the path of helm, prometheus or a browser. Return the exit code, or None for another verb."""
     match verb, arguments:
         case "helm", []:
             go_build.build(settings, ["helm"])
@@ -172,7 +172,7 @@ def run_component_verb(
 def build_and_load(settings: configuration.Settings, provider: Provider, recipes: list[images.Recipe]) -> None:
     """Build images and load them into the cluster, which must be up.
 
-    The agent's image also gets the name that the chart asks for, so that `helm install` works without values for it.
+    The agent's image also gets the name that the chart uses by default. So `helm install` needs no value for the image.
     """
     archives = images.build(settings, recipes)
     images.load(settings, provider, {r.name: a for r, a in zip(recipes, archives, strict=True)})

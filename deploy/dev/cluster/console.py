@@ -1,8 +1,8 @@
 """Print progress for the user, and run child processes.
 
-Progress goes to stderr, one line per step with its duration. stdout carries only a verb's result, such as a path, so
-that `KUBECONFIG=$(... kubeconfig)` works. `hush` is set while a progress line is redrawn, because other lines would
-tear it apart.
+Progress goes to stderr, one line per step with its duration. stdout contains only the result of a subcommand, such as a
+path, so that `KUBECONFIG=$(... kubeconfig)` works. `hush` is set while a progress line is redrawn, because other output
+would break this line.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 
 # Seconds between two progress lines of a long command.
 PROGRESS_SECONDS = 10
-# While this is set, steps and long commands print nothing.
+# While this event is set, steps and long commands print nothing.
 hush = threading.Event()
 # The long-running commands that the threads of this process have started and that still run.
 long_commands: set[subprocess.Popen[bytes]] = set()
 
 
 class CommandFailed(Exception):
-    """The command cannot continue. `main` prints the text (the cause) and exits with code 1 and no traceback."""
+    """The user's command cannot continue. `main` prints the cause, which is the error's text, and exits with code 1."""
 
 
 def report(line: str) -> None:

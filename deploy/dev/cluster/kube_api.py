@@ -47,7 +47,8 @@ class KubeApi:
     def kubelet_knows_its_pods(self) -> bool:
         """Return whether the kubelet lists every pod that the API has bound to the node.
 
-        A kubelet that just started lists no pod, and logs and exec fail for a pod that it does not list.
+        A kubelet that just started lists no pod. For a pod that the kubelet does not list, `kubectl logs` and `kubectl
+        exec` fail.
         """
         try:
             at_kubelet = json.loads(self.kubectl(["get", "--raw", f"/api/v1/nodes/{self.node}/proxy/pods"]))

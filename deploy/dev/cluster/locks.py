@@ -12,10 +12,11 @@ from deploy.dev.cluster.console import report
 
 @contextmanager
 def lock(path: Path, other: str) -> Iterator[None]:
-    """Hold the lock file `path` while the `with` block runs. If another process holds it, report this and wait.
+    """Hold the lock file `path` while the `with` block runs.
 
-    `other` describes the other process in the report. The kernel releases the lock when its holder dies. The file
-    stays, because a process that waits for a deleted file would not exclude a process that creates the file anew.
+    If another process holds the lock, report this and wait. `other` describes the other process in the report. The
+    kernel releases the lock when the process that holds it dies. The file stays, because a process that waits for a
+    deleted file would not exclude a process that creates the file anew.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as handle:

@@ -1,8 +1,8 @@
-"""Run jobs in two lanes side by side, and show one line with the time that is left.
+"""Run jobs in two parallel sequences ("lanes"), and show one line with the remaining time.
 
-A job of one lane runs beside a job of the other lane, so at most two jobs use a core each. The durations of jobs are
-recorded in the cache, and the next run estimates its time from them. On a terminal the line is redrawn. Elsewhere each
-job prints plain lines.
+A job of one lane runs at the same time as a job of the other lane, so at most two jobs use a core each. The durations
+of jobs are recorded in the cache, and the next run estimates its time from them. On a terminal, the progress line is
+redrawn. Elsewhere each job prints plain lines.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from deploy.dev.cluster import console
 
-# Seconds between two drawings of the line.
+# Seconds between two drawings of the progress line.
 REDRAW_SECONDS = 1.0
 # Seconds. A job that ended sooner found its result in the cache, and its duration is not recorded.
 WORTH_RECORDING = 2.0
@@ -25,7 +25,7 @@ WORTH_RECORDING = 2.0
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work. `seconds` is its duration on a quiet machine with two cores.
+    """One piece of work. `seconds` is its duration on a machine with two cores and no other load.
 
     `needs` names jobs of the other lane that must end before this job begins.
     """
@@ -37,7 +37,7 @@ class Job:
 
 
 class Lanes:
-    """Runs sequences of jobs side by side, once. `record` is the file of the durations that earlier runs recorded."""
+    """Runs sequences of jobs in parallel, once. `record` is the file of the durations that earlier runs recorded."""
 
     def __init__(self, lanes: Sequence[Sequence[Job]], record: Path) -> None:
         self.lanes = lanes
@@ -64,7 +64,7 @@ class Lanes:
                 if redraws:
                     draw(self.line(time.monotonic()))
         finally:
-            # If Ctrl-C has ended the loop, threads still run. Otherwise all threads have ended here.
+            # After Ctrl-C, threads can still run here. Otherwise all threads have ended.
             self.stop()
             for thread in threads:
                 thread.join()
@@ -102,7 +102,10 @@ class Lanes:
         console.terminate_long_commands()
 
     def seconds_left(self, now: float) -> float:
-        """Return the estimated time until the longer lane ends. A job that takes longer than estimated counts 0."""
+        """Return the estimated time until the longer lane ends.
+
+        A job that runs longer than estimated has an estimated rest of 0 s.
+        """
         return max(sum(self.job_seconds_left(job, now) for job in lane) for lane in self.lanes)
 
     def job_seconds_left(self, job: Job, now: float) -> float:
@@ -112,26 +115,29 @@ class Lanes:
         return max(0.0, expected - (now - self.began.get(job.name, now)))
 
     def line(self, now: float) -> str:
-        """Return the progress line: jobs that have ended, jobs that run, time left."""
+        """Return the progress line: jobs that have ended, jobs that run, and remaining time."""
         jobs = [job.name for lane in self.lanes for job in lane]
         running = [name for name in jobs if name in self.began and name not in self.took]
         return f"[{len(self.took)} of {len(jobs)}] {', '.join(running)} · {time_left(self.seconds_left(now))}"
 
 
 def time_left(seconds: float) -> str:
-    """Return an estimate in words that change seldom, so that they do not pretend to be exact."""
+    """Return the remaining time as a text. It is rounded to minutes or to ten seconds, because it is an estimate."""
     if seconds >= 90:
         return f"about {round(seconds / 60)} min left"
     return f"about {max(10, round(seconds, -1)):.0f} s left"
 
 
 def draw(line: str) -> None:
-    """Replace the line at which the cursor stands."""
+    """Replace the terminal's current line by `line`."""
     print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 def read_durations(record: Path) -> dict[str, float]:
-    """Return the recorded durations. A missing or damaged file counts as empty, because it only improves estimates."""
+    """Return the recorded durations. For a missing or damaged file, return an empty dict.
+
+    This is no error, because the durations only improve estimates.
+    """
     try:
         durations = json.loads(record.read_text("utf-8"))
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
 """Write the generated pages of the documentation: `make docs`.
 
-A unit test compares the committed pages with the text that this command would write, so the pages cannot drift.
+A unit test compares the committed pages with the text that this command would write. So a page cannot be outdated.
 """
 
 from __future__ import annotations

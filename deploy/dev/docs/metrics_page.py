@@ -52,7 +52,7 @@ def text() -> str:
 
 
 def full_name(family: Metric) -> str:
-    """Return a metric's name as queries use it. The name of a counter then ends in `_total`."""
+    """Return a metric's name as queries use it. The full name of a counter ends in `_total`."""
     return f"{family.name}_total" if family.type == "counter" else family.name
 
 

@@ -58,7 +58,7 @@ def member(image: tarfile.TarFile, name: str) -> IO[bytes]:
 
 
 def read_layer(files: tarfile.TarFile, modes: dict[str, int], texts: dict[str, str]) -> None:
-    """Add the files of one layer to those of the layers below it."""
+    """Apply the files and whiteouts of one layer to `modes` and `texts`, which describe the layers below."""
     for entry in files:
         path = PurePosixPath(entry.name.removeprefix("./"))
         if path.name.startswith(WHITEOUT):

@@ -75,7 +75,7 @@ class Api:
         answers.get(f"{verb} {resource}", self.other)(connection, request, name)
 
     def other(self, connection: Connection, request: Asked, name: str) -> None:
-        """Answer a request that needs no pod and no Lease with a constant, so that the agent can go on."""
+        """Answer a request that needs no pod and no Lease with a constant, so that the agent can continue."""
         if name == "version":
             connection.answer(200, b'{"major":"1","minor":"37","gitVersion":"v1.37.2"}')
         elif request.method == "POST":
@@ -117,7 +117,7 @@ class Api:
             self.notify(life)
 
     def run(self, life: PodLife) -> None:
-        """Set a pod to running, begin its log, and schedule its further log and its end."""
+        """Set a pod to running and begin its log. Schedule later log lines, and the end of the pod's commands."""
         self.step(life, life.running)
         self.write(life, life.marker("s:1"))
         loop, script = asyncio.get_running_loop(), life.script
@@ -141,7 +141,10 @@ class Api:
             loop.call_later(life.script.every, self.line, life, until)
 
     async def flood(self, life: PodLife, until: float) -> None:
-        """Write to a pod's log as fast as its followers read. End the pod when the event loop's time is `until`."""
+        """Write to a pod's log at full speed. End the pod's commands when the event loop's time is `until`.
+
+        The speed is limited only by the clients that follow the log.
+        """
         loop = asyncio.get_running_loop()
         while self.lives.get(life.name) is life and loop.time() < until:
             followers = self.followers.get(life.name, [])
@@ -211,7 +214,7 @@ class Api:
                 connection.end()
 
     def exec(self, connection: Connection, request: Asked, name: str) -> None:
-        """Answer an exec: the errand `log` with the file of the log, every other with the archive of the pod's file."""
+        """Answer an exec of the program `log` with the log file, any other exec with the archive of the pod's file."""
         life = self.lives.get(name)
         if life is None:
             connection.answer(404, missing(name))
@@ -223,7 +226,7 @@ class Api:
             self.start(self.stream(connection, life.script.file))
 
     async def send_log(self, connection: Connection, life: PodLife, offset: int, follow: bool) -> None:
-        """Send the log's file as the helper's program does. A flood writes as fast as this exec reads."""
+        """Send the log file as the program `log` does. If `flood` is set, the pod writes as fast as this exec reads."""
         while connection.is_open:
             if life.script.flood and follow and not life.log_ended and offset == life.log_size:
                 life.append(flood_of(life) * 8, stored=False)
@@ -333,7 +336,7 @@ class Api:
 
 
 def flood_of(life: PodLife) -> bytes:
-    """Return what a flooding pod writes at once."""
+    """Return the text that a pod with `flood` writes to its log in one step."""
     return life.stamped() * (FRAME // life.script.size)
 
 

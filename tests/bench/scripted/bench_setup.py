@@ -1,7 +1,8 @@
-"""The processes of an experiment (the scripted API, the scheduler and the agents), and what resources each uses.
+"""The processes of an experiment, and what resources each process uses.
 
-A `BenchSetup` lives as long as one experiment's `async with`. Each agent is a process `python -m agent serve` with a
-configuration file and a kubeconfig. No code of an agent runs in the process of the benchmark.
+These are the scripted API server, the scheduler and the agents. A `BenchSetup` lives as long as one experiment's `async
+with`. Each agent is a process `python -m agent serve` with a configuration file and a kubeconfig. No code of an agent
+runs in the process of the benchmark.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Child:
         return answer
 
     async def until(self, condition: Callable[[Object], bool], seconds: float = DEADLINE, **order: Any) -> Object:
-        """Send a request with the fields `order`, then poll until `condition` is true for an answer. Return it.
+        """Send a request with the fields `order`, then poll. Return the first answer for which `condition` is true.
 
         Raises:
             TimeoutError: the condition did not become true within `seconds`.
@@ -232,7 +233,7 @@ async def setup_on_cluster(kubeconfig: Path, namespace: str) -> AsyncIterator[Be
 
 
 def trust(server: str, authority: Path) -> Object:
-    """Return a kubeconfig for the API server at the URL `server`. Its certificate is signed by the CA `authority`."""
+    """Return a kubeconfig for the API server at the URL `server`, whose certificate the CA `authority` has signed."""
     return {
         "apiVersion": "v1",
         "kind": "Config",
@@ -258,7 +259,7 @@ class Load:
 
 
 def free_port() -> int:
-    """Return a port on which no process listens now. Another process may take the port before its use."""
+    """Return a port on which no process listens now. Another process can take the port before the caller uses it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The watch events of the scripted API.
+"""The watch events of the scripted API server (api.py).
 
 Each watch gets the events that its label selector matches, as Kubernetes sends them. A Feed lives as long as the
 server. It stores the last few thousand events, for watches that begin at an older version.

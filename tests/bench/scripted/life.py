@@ -1,4 +1,4 @@
-"""The states of one scripted pod in the format of the API, and its log in the frames of container `helper`.
+"""The states of one simulated pod in the format of the API, and its log in the frames of container `helper`.
 
 The last command of an action is the script of its pod, in words such as `life=1 every=0.05`. So the scheduler controls
 the pods, and the agent needs no change. A pod has the same states as on a real cluster: bound, creating, running,
@@ -20,12 +20,12 @@ from tests.fakes.helper_log import frame, last_frame
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """The behaviour of a scripted pod.
+    """The behaviour of a simulated pod.
 
-    `life` is the number of seconds from the creation of the pod to its end, `start` the number of seconds until the pod
-    runs, and `every` the number of seconds between two lines (0: only one line). `size` is the number of bytes of a
-    line. If `flood` is true, the pod writes its log as fast as possible. `file` is the number of bytes of the pod's
-    file.
+    `life` is the number of seconds from the creation of the pod to its end. `start` is the number of seconds until the
+    pod runs. `every` is the number of seconds between two lines of the log, or 0 for a log with one line. `size` is the
+    number of bytes of a line. If `flood` is true, the pod writes its log as fast as possible. `file` is the number of
+    bytes of the pod's file.
     """
 
     life: float = 1.0
@@ -71,14 +71,14 @@ def stamp() -> str:
 
 
 MANAGED = json.dumps([managed("agent", ("name", "image", "value")), managed("kubelet", ("type", "status", "reason"))])
-# Text that the log file has in place of the text of a flood.
+# Bytes that `PodLife.read` returns in place of log text that is not stored.
 FILLER = (b"." * 199 + b"\n") * 2000
 RUNNING = '{"running":{"startedAt":"%s"}}'
 CREATING = '{"waiting":{"reason":"ContainerCreating"}}'
 
 
 class PodLife:
-    """One scripted pod. `body` is the request that created the pod. `status` is the pod's current status as JSON."""
+    """One simulated pod. `body` is the request that created the pod. `status` is the pod's current status as JSON."""
 
     def __init__(self, body: bytes, uid: str, address: int) -> None:
         pod = json.loads(body)
@@ -103,7 +103,8 @@ class PodLife:
         self.bound = b""
         self.deleted = b""
         self.status = b'{"phase":"Pending","qosClass":"Burstable"}'
-        # The log file of the helper, as parts, and the helper's stdout. The text of a flood is not stored.
+        # The stored parts of the log file, each with its offset, and the stored frames of the helper's stdout. The text
+        # of pods with `flood` is not stored.
         self.parts: list[tuple[int, bytes]] = []
         self.stdout: list[bytes] = []
         self.log_size = 0
@@ -181,7 +182,10 @@ class PodLife:
         return text.ljust(self.script.size, b".") + b"\n"
 
     def append(self, text: bytes, *, stored: bool = True) -> bytes:
-        """Append text to the log. Return it as a frame of the helper's stdout."""
+        """Append text to the log. Return the text as a frame of the helper's stdout.
+
+        If `stored` is false, only the size of the text is kept.
+        """
         data = frame(self.log_size, text, self.log_key)
         if stored:
             self.parts.append((self.log_size, text))
@@ -196,7 +200,7 @@ class PodLife:
         return self.stdout[-1]
 
     def read(self, offset: int, limit: int) -> bytes:
-        """Return bytes of the log file from `offset` on. `FILLER` stands for the text of a flood."""
+        """Return up to `limit` bytes of the log file from `offset` on. `FILLER` replaces text that is not stored."""
         end = self.log_size
         for start, text in self.parts:
             if start <= offset < start + len(text):

@@ -37,7 +37,7 @@ SECRETS = {"TOKEN": "bench-secret-value"}
 
 
 class Peer:
-    """One agent, as the scheduler sees it: its stream, its slots, and the actions that it has not accepted yet."""
+    """One connected agent: its stream, its slots, and the actions that the agent has not accepted yet."""
 
     def __init__(self) -> None:
         self.acks: dict[Place, int] = {}
@@ -117,7 +117,7 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
         peer.wake.set()
 
     def register(self, peer: Peer, register: wire.Register) -> None:
-        """Add an agent to the agents of this scheduler, and send it Registered."""
+        """Add an agent to the agents of this scheduler, and send the message Registered to the agent."""
         peer.slots, peer.registered = register.slots, time.time()
         self.peers.append(peer)
         registered = wire.Registered(scheduler="bench")

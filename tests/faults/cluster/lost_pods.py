@@ -128,7 +128,7 @@ def cordoned() -> Iterator[None]:
 
 @contextlib.contextmanager
 def started_with(component: str, *flags: str) -> Iterator[None]:
-    """Run a component of the cluster with additional flags while the `with` block runs."""
+    """Run a component of the cluster, such as `kubelet`, with additional flags while the `with` block runs."""
     kube.provider(component, "start", *flags)
     try:
         yield

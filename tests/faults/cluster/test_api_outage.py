@@ -1,4 +1,8 @@
-"""The real API server is stopped for a minute while actions run, and restarted during set-up, copy and deletion."""
+"""The real API server is stopped for a minute while actions run.
+
+It is also restarted during the set-up of an action, during the copy of files out of a pod, and during the deletion of a
+pod.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +49,7 @@ def metric(agent: Agent, name: str) -> float:
 
 
 def check_first(lab: Lab, report: Report) -> None:
-    """Check that the action of a report had one pod only, which no agent has adopted, in the first attempt."""
+    """Check that the action of a report had one attempt with one pod, and that no agent has adopted the pod."""
     pods = [pod for action_id in lab.action_ids(report) for pod in lab.observer.pods(action_id)]
     labels = [pod["metadata"]["labels"] for pod in pods]
     assert {(each[labels_module.ATTEMPT], each[labels_module.CLAIM]) for each in labels} == {("1", "1")}

@@ -46,12 +46,12 @@ SEED = int(os.environ.get("CHURN_SEED", "20261124"))
 AT_ONCE = 4 * REPLICAS
 # Seconds until an action must have ended.
 ACTION_SECONDS = 300.0
-# Number of bytes by which an agent's memory may grow during the test. The memory grows because Python keeps freed
-# memory.
+# Maximum number of bytes by which an agent's memory is allowed to grow during the test. The memory grows because Python
+# keeps freed memory.
 GROWTH = 48 << 20
-# Number of connections that an agent may hold in addition to those at its start: the upload connection of its stream,
-# and idle connections to the API server that its client keeps for the next request. One leaked socket per action would
-# be about 20 per agent.
+# Maximum number of additional connections of an agent at the end of the test, compared with the agent's start. The
+# agent keeps a connection for uploads to the scheduler, and idle connections to the API server for its next requests.
+# One leaked socket per action would be about 20 per agent.
 KEPT_CONNECTIONS = 3
 CHANNEL = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000))
 
@@ -219,7 +219,7 @@ async def wait_gone(namespace: str) -> None:
 async def back_to(replica: Replica, start: Measure) -> None:
     """Wait until a replica's agent has no more tasks than at `start`, and at most KEPT_CONNECTIONS more sockets.
 
-    The agent's memory may have grown by GROWTH bytes.
+    Then check that the agent's memory has grown by less than GROWTH bytes.
     """
     await replica.ready()
 
@@ -278,10 +278,10 @@ def check(faults: RandomFaults, submitter: Submitter, observer: Observer, secret
 
 
 def exit_codes(observer: Observer) -> dict[tuple[str, int], set[int]]:
-    """Return the exit codes of containers `action`, by pipeline run and attempt.
+    """Return the observed exit codes of containers `action`, by pipeline run and attempt.
 
-    In an attempt that is not the last, an agent has ended the commands. The exit codes of such an attempt do not decide
-    the outcome.
+    Only the exit codes of an action's last attempt determine the outcome, because an agent has ended the commands of
+    the earlier attempts.
     """
     found: dict[tuple[str, int], set[int]] = {}
     for pod in observer.states:

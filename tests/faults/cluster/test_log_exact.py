@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.alone
 LINES, LINE = 1_150_000, 87  # number of lines, and bytes of each: 100 MB
 PER_BLOCK = 1000
-# Bytes per second. The log takes long enough for a fault in its middle, and is too fast for the helper's stdout.
+# Bytes per second. At this rate, a test has time to inject a fault in the middle of the log. The stdout of container
+# `helper` is slower than this rate.
 RATE = 8_000_000
-# Bytes per second, and number of lines, of a log that the agent reads from the helper's stdout.
+# Bytes per second, and number of lines, of a slow log, which the agent reads from the stdout of container `helper`.
 SLOW_RATE, SLOW_LINES = 100_000, 20_000
 WRITER = """
 import sys, time
@@ -210,36 +211,52 @@ def test_a_log_over_its_limit_is_cut_with_the_exact_count(own_lab: Lab) -> None:
     found = re.fullmatch(rb"log cut at (\d+) bytes: (\d+) bytes are left out\]\n", notice)
     assert found
     assert int(found[1]) == 10 << 20
-    # Both numbers also count the bytes of the markers.
+    # The two numbers in the notice also count the bytes of the markers, which the agent removes from the log.
     assert int(found[1]) + int(found[2]) >= len(b"first\n") + 200_000 * LINE
     assert int(found[1]) + int(found[2]) < len(b"first\n") + 200_000 * LINE + 1000
     assert text.startswith(b"first\n00000000 x")
 
 
+def exhaust_memory(lab: Lab, name: str) -> None:
+    """Let a process in container `helper` use more memory than the container's limit.
+
+    The kernel then kills PID 1 of the container, because the process has named PID 1 as the first victim.
+    """
+    program = "open('/proc/1/oom_score_adj', 'w').write('1000'); bytearray(1 << 31)"
+    kube.kubectl("exec", name, "-n", lab.namespace, "-c", "helper", "--", "python3", "-c", program, check=False)
+
+
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("rate", [50_000, RATE])
-def test_a_killed_helper_ends_the_action_and_every_missing_byte_is_counted(broken_lab: BrokenLab, rate: int) -> None:
+@pytest.mark.parametrize(("rate", "out_of_memory"), [(50_000, True), (RATE, False)])
+def test_a_killed_helper_ends_the_action_and_every_missing_byte_is_counted(
+    broken_lab: BrokenLab, rate: int, out_of_memory: bool
+) -> None:
     """Without the helper the commands would hang, because no process reads their output."""
     submission = start(broken_lab.lab, writer(rate=rate, step=50))
     until_stored(submission, 2 * rate)
     (action_id,) = broken_lab.lab.action_ids(submission.reports["writer"])
-    kill_helper(broken_lab.lab.observer.pods(action_id)[-1]["metadata"]["uid"])
+    metadata = broken_lab.lab.observer.pods(action_id)[-1]["metadata"]
+    if out_of_memory:
+        exhaust_memory(broken_lab.lab, metadata["name"])
+    else:
+        kill_helper(metadata["uid"])
     report = submission.wait()["writer"]
     outcome, reason, _ = report.outcome
     assert (outcome, reason) == ("failed", "INTERNAL"), report.finished
-    assert "container helper ended with exit code 137 while the commands ran" in report.finished["message"]
+    how = "was killed for memory" if out_of_memory else "ended with exit code 137"
+    assert f"container helper {how} while the commands ran" in report.finished["message"]
     assert b"[the log ends here: container helper ended before the commands did" in report.log
     check_counted(report.log)
 
 
 def check_counted(log: bytes) -> None:
-    """Check that the numbered lines and the counted gaps together have no hole."""
+    """Check that the log has all numbered lines, except for gaps whose notices state how many bytes are missing."""
     position, expected = 0, b"".join(b"%08d " % number + b"x" * 77 + b"\n" for number in range(LINES // 2))
     gap = re.compile(rb"\n?\[gap in the log: (\d+) bytes are missing: [^]]*\]\n")
     text = log.partition(b"[the log ends here")[0]
     while found := gap.search(text):
         part = text[: found.start()]
-        # The notice about a gap begins with a newline of its own if the line before is cut off.
+        # The notice about a gap begins with an additional newline if the gap begins in the middle of a line.
         assert expected.startswith(part, position)
         position += len(part)
         position += int(found[1]) + (expected[position : position + 1] == b"\n" and found[0].startswith(b"\n"))

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 SEED = 20261124
 QUICK = {"cluster": {"lease_duration": "4s", "lease_renew": "1s"}}
-# A shell command that writes `lines` numbered lines. After line `pause` it waits for the file `go`, so that the command
-# still runs when the test kills the agent.
+# A shell command that writes `lines` numbered lines. After line `pause` the command waits for the file `go`. So the
+# command still runs when the test kills the agent.
 COUNT = (
     "i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; [ $((i % 2000)) -gt 0 ] || sleep 0.1;"
     " [ $i -ne {pause} ] || while [ ! -e /workspace/go ]; do sleep 0.2; done; done"

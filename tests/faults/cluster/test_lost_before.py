@@ -60,9 +60,9 @@ def test_an_adopting_agent_recreates_the_pod_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [lost_pods.evict, lost_pods.delete])
 def test_a_pod_that_ends_during_the_image_pull_is_recreated_once(lab: Lab, how: Any) -> None:
-    """After the first loss, the agent re-creates the pod.
+    """After the first loss of the action's pod, the agent re-creates the pod.
 
-    After the second loss, the action fails with the infrastructure's reason.
+    After the second loss, the action fails. The reason names the cause of the loss, such as EVICTED.
     """
     name = how.__name__
     with gate() as registry:

@@ -35,7 +35,7 @@ ENDLESS = ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
 
 @pytest.fixture(scope="module")
 def lab_settings() -> dict[str, Any]:
-    """Give pods tolerations that let the cluster delete the pods of a lost node at once."""
+    """Return settings that give pods tolerations, with which the cluster deletes the pods of a lost node at once."""
     template = {"spec": {"tolerations": LEAVES_AT_ONCE}}
     return {"environment": {"pod_template": template}, "cluster": {"delete_timeout": "3s"}}
 
@@ -82,7 +82,7 @@ def test_kubectl_drain(lab: Lab) -> None:
     for report in reports.values():
         check_lost(report, "EVICTED", "EvictionByEvictionAPI")
     assert "\ngot TERM\n" in reports["traps"].text
-    # This message proves to an adopting agent that the commands may have begun.
+    # From this message, an adopting agent concludes that the commands have possibly begun.
     assert {each["state"]["terminated"]["message"] for each in lost_pods.ends(lab, uid, "helper")} == {"ready"}
 
 
@@ -155,7 +155,7 @@ def test_a_restart_of_the_container_runtime(lab: Lab) -> None:
 def run_beside(lab: Lab, name: str) -> None:
     """Run actions in pods with the sidecar `name`.
 
-    Neither the outcome nor the removal of a pod may wait for the sidecar.
+    The agent must report the outcome and remove the pod, although the sidecar still runs.
     """
     reports = lab.run(
         {

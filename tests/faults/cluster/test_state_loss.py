@@ -26,7 +26,8 @@ def lab_settings() -> dict[str, Any]:
 def test_a_scheduler_after_state_loss_receives_all_events_again(own_lab: Lab) -> None:
     agent = own_lab.agent()
     submission = own_lab.start({"count": {"image": BUSYBOX, "commands": ["echo start", COUNT, "echo end"]}})
-    # The client fails, because the scheduler loses its pipeline. With `cancelled`, `wait` accepts a failed client.
+    # `sealci-agent submit` fails, because the scheduler loses the pipeline. If `cancelled` is true, `Submission.wait`
+    # accepts an error message of `sealci-agent submit`.
     submission.cancelled = True
     submission.until_running("count", "line 5\n")
     own_lab.scheduler.kill()

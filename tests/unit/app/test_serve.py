@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def low_limit() -> Iterator[int]:
-    """Lower the soft limit of open files. Yield the hard limit."""
+    """Lower this process's soft limit of open files for the test. Yield the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
     yield hard

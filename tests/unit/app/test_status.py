@@ -1,4 +1,4 @@
-"""The health that an agent reports before its Lease exists, and after a renewal failed."""
+"""The health that an agent reports before its Lease exists, and after a renewal of its Lease has failed."""
 
 from __future__ import annotations
 

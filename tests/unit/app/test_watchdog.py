@@ -1,4 +1,4 @@
-"""The watchdog ends the process if the event loop stands still, and only then."""
+"""The watchdog ends the agent's process if and only if the event loop is blocked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands `init`, `lint` and `schema`, and what `run` refuses before anything starts."""
+"""The commands `sealci-agent init`, `lint` and `schema`, and the pipeline files that `run` refuses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Run in an empty folder, which is the user's home folder too, and without a cluster."""
+    """Make an empty folder the current folder and the home folder. Return the folder.
+
+    The environment names no cluster.
+    """
     for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "SEALCI_CACHE", "CLUSTER_NUMBER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,5 +1,3 @@
-"""Options of `sealci-agent scheduler`."""
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

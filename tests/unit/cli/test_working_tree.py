@@ -1,6 +1,7 @@
-"""The tar of a working tree.
+"""The tar archive of a working tree.
 
-In a git repository it holds the files that git would commit, elsewhere the files that no `.gitignore` excludes.
+In a git repository, the archive holds the files that git would commit. Elsewhere it holds the files that no
+`.gitignore` excludes.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def test_a_path_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def tree_with_program(tmp_path: Path) -> tuple[Path, Path]:
-    """Return a git tree whose git configuration names a program to start, and the file that the program creates."""
+    """Return a git tree and a file. The tree's setting core.fsmonitor names a program that would create the file."""
     root, proof = tmp_path / "tree", tmp_path / "proof"
     write_files(root)
     subprocess.run(["git", "init", "-q", root], check=True)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of agent.cluster: a scripted API server, and retries without pauses."""
+"""Fixtures of the tests of agent.cluster: a fake API server, and retries without pauses."""
 
 from __future__ import annotations
 

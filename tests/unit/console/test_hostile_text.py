@@ -1,4 +1,7 @@
-"""Attacks on the terminal: names, messages and logs that hold escape sequences. No view passes any of them on."""
+"""Attacks on the terminal: names, messages and logs that contain escape sequences.
+
+No output of `sealci-agent` passes such a sequence on.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,8 @@ RESET = "\x1bc"
 BIDI = "\u202egnp.exe\u2066"
 FAKE = "all 3 actions succeeded"
 ATTACK = f"{TITLE}{TITLE_8_BIT}{CLIPBOARD}{CLEAR}{CLEAR_8_BIT}{RESET}\x7f\x08{BIDI}"
-# Sequences of control characters that no view may write. The library rich writes other sequences itself: colours, and
-# cursor movements within its live region.
+# Sequences of control characters that the program must not write to a terminal. The library rich writes other sequences
+# itself: colours, and cursor movements within its live region.
 FORBIDDEN = re.compile(
     r"\x1b\]|\x1bc|\x1b\[2J|\x1b\[1;1H|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )
@@ -125,7 +128,8 @@ def test_a_notice_holds_no_control_character(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("output", ["plain", "json"])
 @pytest.mark.parametrize(("variable", "obeyed"), [("GITHUB_ACTIONS", False), ("TF_BUILD", False), ("NONE", True)])
 def test_a_log_gives_no_commands_to_the_ci_system_that_shows_it(output: str, variable: str, *, obeyed: bool) -> None:
-    # Attack: a line of a log masks a word, sets a variable or ends a step of the job that runs `sealci-agent run`.
+    # Attack: a log line is a workflow command to the CI system that runs `sealci-agent run`. It could hide a word in
+    # the CI system's log, set a variable, or end a step.
     stream = io.StringIO()
     view = open_view(output, stream, {variable: "true"})
     view.show(PipelineEvent("id", 1, 1.0, Submitted("p", (ActionPlan("a", (), ("make",)),), "/out"), "", 1))

@@ -1,4 +1,4 @@
-"""The views of a pipeline: lines and a live tree for people, JSON objects for programs."""
+"""The views that show a pipeline: plain lines and a live tree for people, JSON objects for programs."""
 
 from __future__ import annotations
 

@@ -145,9 +145,9 @@ def test_only_static_pods_have_a_manifest_to_stop() -> None:
 
 
 def test_a_running_component_is_found_by_the_first_word_of_its_command_line(tmp_path: Path) -> None:
-    """The test runs the shell script that finds the programs of running components.
+    """The test runs the shell script that finds the processes of running components.
 
-    A fake `pgrep` searches the command lines that the test names.
+    A fake `pgrep` searches the command lines in `lines`.
     """
     lines = [
         "/usr/bin/kubelet --config=x",

@@ -1,4 +1,4 @@
-"""The commands with which the demo ends can be pasted into a shell: the path, the kubeconfig and the file are right."""
+"""The commands that the demo prints at its end work in a shell: the path, the kubeconfig and the file are right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test the recipes of Go programs and the commands that build them. go does not run."""
+"""Test the recipes of Go programs and the commands that build them. No test runs go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Test the lanes of jobs and the estimate of the time that is left. Jobs wait for each other, and never for a time."""
+"""Test `Lanes`, which runs jobs in parallel sequences, and the estimate of the remaining time.
+
+No test depends on real durations: jobs wait for each other, and never for a fixed time.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from deploy.dev.cluster.progress import Job, Lanes
 
 
 def nothing() -> None:
-    """Stand for a job that ends at once."""
+    """The work of a job that ends at once."""
 
 
 def fail() -> None:
@@ -54,7 +57,7 @@ def test_the_longer_lane_decides_the_time_that_is_left(tmp_path: Path) -> None:
     lanes.began = {"a": 1000.0, "c": 1000.0}
     assert lanes.seconds_left(1060.0) == 240
     assert lanes.line(1060.0) == "[0 of 3] a, c · about 4 min left"
-    # A job that takes longer than estimated counts 0, and not less.
+    # Job `a` takes longer than estimated. Its remaining time counts as 0, and not as a negative number.
     assert lanes.seconds_left(1900.0) == 100
     lanes.took = {"a": 901.0, "c": 20.0}
     assert lanes.line(1901.0) == "[2 of 3]  · about 2 min left"

@@ -1,4 +1,8 @@
-"""Test that images and workflows name what they start from by digest, and that a bill of materials is complete."""
+"""Test the supply chain.
+
+Dockerfiles name base images by digest, workflows name actions by commit, and the bill of materials of the image is
+complete.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Test which way out a local cluster gets, from the files of a machine. No rule is set and no packet is sent."""
+"""Test how a local cluster reaches other networks: the default route, NAT and the DNS servers.
+
+The tests read files that stand for those of a machine. They set no rule and send no packet.
+"""
 
 from __future__ import annotations
 

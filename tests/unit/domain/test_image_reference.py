@@ -1,4 +1,4 @@
-"""Patterns for images: what each admits, and the names that attackers try."""
+"""Patterns for images: which images each pattern admits, and image names that attackers try."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Admission: each limit at its edge, all problems in one report, no secret in a report."""
+"""Admission: values at and just over each limit, all problems in one report, and no secret in a report."""
 
 from __future__ import annotations
 

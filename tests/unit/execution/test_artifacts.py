@@ -1,4 +1,4 @@
-"""The copy of artifacts has one deadline for all its tries, and reports how far the last try came."""
+"""All tries to copy the artifacts share one deadline, and the agent reports how far the last try came."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ WHOLE = (FileStart(b"f", 0o644, 3), FileData(b"abc"), FileEnd(b"sum"))
 
 
 class Pod:
-    """A pod from which files are copied. Each of the first `breaks` copies breaks after one file.
+    """A pod from which files are copied. Each of the first `breaks` copies fails after one file.
 
-    The next copy ends, or it hangs in a second file.
+    The next copy succeeds or, if `hangs` is true, hangs in the second file.
     """
 
     def __init__(self, breaks: int, *, hangs: bool = False) -> None:

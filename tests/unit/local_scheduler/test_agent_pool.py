@@ -1,4 +1,7 @@
-"""The agents that are connected to the local scheduler: an agent has one stream, and an action has one agent."""
+"""The agents that are connected to the local scheduler.
+
+An agent has at most one stream, and an action runs on at most one agent.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Pipeline files, secrets files and options with values that no container, clock or message can hold.
 
-The agent accepts each file, or refuses it with an error that names line and key. No other exception is raised.
+The agent accepts each file, or refuses it with an error that names the line and the key. It raises no other exception.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tests.fakes.steps import within
 if TYPE_CHECKING:
     from agent.pipeline.parser import Pipeline
 
-# The largest number of steps for an empty file, and for each byte of a file.
+# The largest number of executed lines of Python (steps) for an empty file, and for each byte of a file.
 STEPS, STEPS_PER_BYTE = 20_000, 600
 HEAD = "configuration: {container: i}\n"
 MINIMAL = f"{HEAD}commands: [x]\n"
 
 
 def read_bytes(data: bytes, folder: Path) -> Pipeline:
-    """Read a file with these bytes. The work is bounded by the number of bytes, and counted in executed lines."""
+    """Read a file with these bytes. Check that the number of executed lines of Python is bounded by the file's size."""
     file = folder / "p.yaml"
     file.write_bytes(data)
     return within(STEPS + STEPS_PER_BYTE * len(data), lambda: load(file))

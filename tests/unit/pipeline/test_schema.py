@@ -1,4 +1,8 @@
-"""The JSON schema of pipeline files accepts what the reader accepts, and refuses what an editor can see."""
+"""The JSON schema of pipeline files.
+
+The schema accepts the files that the parser accepts. It refuses a file for mistakes that an editor can find with a
+schema.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ HEAD = "configuration: {container: i}\ncommands: [x]\n"
 
 
 def valid(value: Any, rules: dict[str, Any]) -> bool:
-    """Return whether a value obeys a schema. Knows the words that the schema of pipeline files uses, and no others."""
+    """Return whether a value obeys a JSON schema. It knows only the keywords that the schema of pipeline files uses."""
     return all(RULES[word](value, wanted, rules) for word, wanted in rules.items() if word not in ("title", "$schema"))
 
 

@@ -1,7 +1,7 @@
-"""Messages of the wire with values that no peer should send, as a hostile scheduler or a hostile agent sends them.
+"""gRPC messages with unexpected values, as a hostile scheduler or a hostile agent could send them.
 
-Each message is used, or refused by one of the declared errors. The work is bounded by the size of the message, and is
-counted in executed lines of Python and not in seconds.
+The receiver uses each message, or refuses it with one of the declared errors. The work is bounded by the size of the
+message. The tests measure it as the number of executed lines of Python, and not in seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from agent.settings import ClassicSettings, PolicySettings, Settings
 from agent.telemetry.metrics import Metrics
 from tests.fakes.steps import within
 
-# The largest number of steps for an empty message, and for each byte of a message.
+# The largest number of executed lines of Python (steps) for an empty message, and for each byte of a message.
 STEPS, STEPS_PER_BYTE = 3000, 40
 POLICY = PolicySettings.model_validate(
     {
@@ -56,7 +56,7 @@ BITS = {
 
 
 def scalars(field: FieldDescriptor) -> st.SearchStrategy[Any]:
-    """Return values of a field, the ends of its range among them."""
+    """Return a strategy for values of a field. For numbers, it includes the smallest and the largest value."""
     if field.type == FieldDescriptor.TYPE_STRING:
         return TEXTS
     if field.type == FieldDescriptor.TYPE_BYTES:
@@ -68,7 +68,10 @@ def scalars(field: FieldDescriptor) -> st.SearchStrategy[Any]:
 
 
 def messages(kind: Any) -> st.SearchStrategy[Any]:
-    """Return messages of a generated class. Every field is unset, or has any value that the wire can hold."""
+    """Return a strategy for messages of a generated class.
+
+    Every field is unset, or has any value that protobuf can encode.
+    """
 
     @st.composite
     def built(draw: st.DrawFn) -> Any:
@@ -101,7 +104,7 @@ def bound(message: Message) -> int:
 
 
 class RecordingHandlers:
-    """Stands for the application and for the outbox. It admits each action and plans its pod, as the agent does."""
+    """Stands for the inbox's handlers and for the outbox. Like the agent, it admits each action and plans the pod."""
 
     def __init__(self) -> None:
         self.planned = 0
@@ -147,7 +150,7 @@ def check_report(failure: ActionFailed) -> None:
 
 
 def handle(message: wire.SchedulerMessage) -> RecordingHandlers:
-    """Hand a message to the inbox. Fail if the inbox meets an error that it does not expect."""
+    """Pass a message to the agent's inbox. An error that the inbox raises fails the test."""
     handlers, metrics = RecordingHandlers(), METRICS
     inbox = Inbox(handlers, handlers, metrics)  # type: ignore[arg-type]  # what it calls is here
     within(bound(message), lambda: inbox.dispatch(message))
@@ -177,7 +180,7 @@ def test_any_message_of_a_scheduler_is_used_or_refused(message: wire.SchedulerMe
 
 @st.composite
 def nearly_valid_actions(draw: st.DrawFn) -> wire.Action:
-    """Return an action with at most two hostile fields, so that many actions come as far as the plan of their pod."""
+    """Return an action with at most two hostile fields, so that the agent plans a pod for many of these actions."""
     action = wire.Action(action_id="build", attempt=1, claim=1, image="alpine:3", commands=["true"])
     for field in draw(st.lists(st.sampled_from(list(wire.Action.DESCRIPTOR.fields)), max_size=2)):
         message: Message = action

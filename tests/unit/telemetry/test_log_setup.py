@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-# A test runs this program in a process of its own, because logging is configured once per process and pytest has
-# configured it in this one.
+# A test runs this program in a separate process. Logging can be configured only once per process, and pytest has
+# configured it in the process of the tests.
 PROGRAM = """
 import asyncio, logging, sys
 import structlog

@@ -1,6 +1,6 @@
 """Take from Debian what a cluster needs: installed packages, unpacked packages, and root file systems for images.
 
-Nothing here touches a package that is installed already. Downloads and root file systems stay in the cache.
+This module does not change packages that are installed already. Downloads and root file systems stay in the cache.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ EMPTIED_FOLDERS = (
 
 
 def install(packages: tuple[str, ...]) -> None:
-    """Install those of these packages that are not installed. Raise CommandFailed if apt-get is missing."""
+    """Install those of `packages` that are not installed. Raise CommandFailed if apt-get is missing."""
     absent = [package for package in packages if not is_installed(package)]
     if not absent:
         return

@@ -26,12 +26,13 @@ from deploy.dev.cluster.settings import Settings
 # The language version in a generated go.mod. With language version 1.17 or newer, go reads only the part of the module
 # graph that a build needs.
 PRUNED_GRAPHS = "1.21"
-# The linker drops debugging information because of `-s -w`. Compilers that do not write it use 12 % less CPU time.
+# The linker drops debugging information because of `-s -w`. Compilers that write no debugging information use 12 % less
+# CPU time.
 COMPILER_FLAGS = "all=-dwarf=false"
 # The part of this machine's memory that all compilers of one build may use together before they collect garbage.
 MEMORY_PART = 0.5
-# The plugins of CoreDNS that the Corefiles of `local` and of kubeadm name. The 50 others contain the clients of three
-# clouds, and make the build three times as long.
+# The plugins of CoreDNS that the Corefiles of `local` and of kubeadm name. CoreDNS has 50 other plugins. They contain
+# the API clients of three cloud providers, and would make the build three times as long.
 COREDNS_PLUGINS = (
     "cache", "errors", "forward", "health", "kubernetes", "loadbalance", "log", "loop", "metrics", "ready", "reload",
 )  # fmt: skip
@@ -54,7 +55,7 @@ class Product:
     """The recipe of one Go module. `binaries` maps the name of a binary to the path of its main package in the module.
 
     `staging` marks a module whose go.mod replaces modules by folders of its own repository. `main` is the source of a
-    main package that is built instead of the module's own.
+    main package. If it is set, it is built instead of the module's own main package.
     """
 
     module: str
@@ -118,12 +119,12 @@ COLD_SECONDS = {
 
 
 def folder(settings: Settings, product: str) -> Path:
-    """Return the path of the folder for a product's binaries. The folder may not exist yet."""
+    """Return the path of the folder for a product's binaries. The folder need not exist yet."""
     return settings.cache / "bin" / f"{product}-{products(settings.kubernetes)[product].key}"
 
 
 def binary(settings: Settings, name: str) -> Path:
-    """Return the path of the binary `name`. The binary may not exist yet."""
+    """Return the path of the binary `name`. The binary need not exist yet."""
     for product, recipe in products(settings.kubernetes).items():
         if name in recipe.binaries:
             return folder(settings, product) / name
@@ -147,8 +148,8 @@ def build(settings: Settings, product_names: Iterable[str] = NODE) -> None:
     if shutil.which("go") is None:
         raise CommandFailed("go is not installed. It is needed once, to build the cluster's binaries.")
     with lock(settings.cache / "build.lock", "another build"):
-        # `missing` is called a second time here. Another command may have built some of the binaries while this command
-        # waited for the lock.
+        # `missing` is called a second time here. While this command waited for the lock, another command has perhaps
+        # built some of the binaries.
         todo = missing(settings, product_names)
         names = list(dict.fromkeys(product for product, _ in todo))
         seconds = sum(COLD_SECONDS[name] for name in names)
@@ -160,7 +161,7 @@ def build(settings: Settings, product_names: Iterable[str] = NODE) -> None:
 def build_product(settings: Settings, product: str, binaries: list[str]) -> None:
     """Build binaries of one product with one `go build`, and rename them into the cache.
 
-    One command for all binaries keeps both cores busy, because go links one binary while it compiles the next.
+    One command for all binaries keeps two cores busy, because go links one binary while it compiles the next.
     """
     recipe = products(settings.kubernetes)[product]
     source = settings.cache / "src" / f"{product}-{recipe.key}"
@@ -193,7 +194,7 @@ def build_product(settings: Settings, product: str, binaries: list[str]) -> None
 
 
 def write_module(recipe: Product, source: Path) -> None:
-    """Write a go.mod that requires this one product, and its main package, if there is none.
+    """Write a go.mod that requires this one product. If the recipe has a source `main`, also write it to main.go.
 
     Kubernetes' own go.mod replaces its staging modules by folders of its repository. Go ignores `replace` in a required
     module, so the new go.mod replaces them by their published versions (v0.X.Y for Kubernetes v1.X.Y).
@@ -225,7 +226,7 @@ def write_module(recipe: Product, source: Path) -> None:
 
 
 def download_module(recipe: Product, source: Path) -> dict[str, str]:
-    """Download a product's module into go's cache. Return go's answer, in which `GoMod` and `Dir` are paths."""
+    """Download a product's module into go's cache. Return go's JSON output, in which `GoMod` and `Dir` are paths."""
     command = ["go", "mod", "download", "-json", f"{recipe.module}@{recipe.version}"]
     return dict(json.loads(run(command, cwd=source, env=go_environment(recipe), seconds=600)))
 
@@ -239,9 +240,10 @@ def module_folder(settings: Settings, product: str) -> Path:
 
 
 def go_environment(recipe: Product) -> dict[str, str]:
-    """Return this process' environment with the settings that a generated go.mod and a short build need.
+    """Return this process' environment variables, with the variables that a build with a generated go.mod needs.
 
-    A compiler ends before the collection of its garbage pays, so it collects only near its limit of memory.
+    A compiler usually ends before it is worth collecting its garbage. So it collects garbage only near its limit of
+    memory.
     """
     processors = os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,7 +1,7 @@
 """Build images from Dockerfiles, by the engine of this machine (Docker or podman) or else by buildah.
 
-Both builders use the same Dockerfiles. Only the base images differ, and they are build arguments: the public images for
-an engine, and for buildah a Debian from debootstrap, because buildah runs where no registry can be reached.
+Both builders use the same Dockerfiles. Only the base images differ, which a build gets as build arguments. An engine
+uses the public images. buildah uses a Debian from debootstrap, because buildah runs where no registry can be reached.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BUILD_SECONDS = 900
 BASE = f"localhost/sealci-base:{debian.ROOT_VERSION}"
 BUSYBOX = "localhost/sealci-busybox:1"
 CERTIFICATES = "/etc/ssl/certs"
-# Variables by which pip finds this machine's package index. A build gets the variables that are set.
+# Environment variables by which pip finds this machine's package index. Those that are set are passed to each build.
 PIP_VARIABLES = ("PIP_CERT", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")
 
 
@@ -38,7 +38,7 @@ class Builder(Protocol):
         """Install and build what the builder needs before it can build an image."""
 
     def build(self, settings: Settings, name: str, dockerfile: Path, context: Path, target: str) -> None:
-        """Build an image under a name. An empty `target` is the Dockerfile's last stage."""
+        """Build the image `name`. `target` is a stage of the Dockerfile, or "" for the last stage."""
 
     def save(self, settings: Settings, name: str, archive: Path) -> None:
         """Write an image as a docker archive. Raise CommandFailed if the builder has no image of this name."""
@@ -89,7 +89,7 @@ class Buildah:
     def build(self, settings: Settings, name: str, dockerfile: Path, context: Path, target: str) -> None:
         arguments = self.arguments(settings) | {n: os.environ[n] for n in PIP_VARIABLES if n in os.environ}
         words = [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
-        # pip's package index may have a certificate that only this machine trusts. So the build mounts this machine's
+        # pip's package index can have a certificate that only this machine trusts. So the build mounts this machine's
         # certificates.
         if Path(CERTIFICATES).is_dir():
             words += ["--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"]
@@ -160,6 +160,6 @@ def answers(program: str) -> bool:
 
 
 def architecture() -> str:
-    """Return this machine's architecture by its name in images, like amd64."""
+    """Return this machine's architecture as names of images contain it, like amd64."""
     machine = platform.machine()
     return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)

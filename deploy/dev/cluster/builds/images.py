@@ -178,8 +178,8 @@ def single_program(settings: Settings, name: str, program: Path, name_in_image: 
 
     `name` is the name of the image, and `name_in_image` is the name of the program in the image.
     """
-    # The hash contains the program's size and time instead of its content, because the program is large and this
-    # function runs at every `up`.
+    # The hash contains the program's size and modification time instead of its content. The program is large, and this
+    # function runs at each start of a cluster.
     key = hashlib.sha256(f"{program}:{program.stat().st_size}:{program.stat().st_mtime_ns}".encode()).hexdigest()[:16]
     archive = settings.cache / "images" / f"{file_name(name)}.{key}.tar"
     if archive.exists():

@@ -1,8 +1,8 @@
 """Prepare everything that `make demo` needs, before the cluster starts: binaries, images and the virtual environment.
 
-Two lanes of jobs run side by side. One lane compiles. The other lane installs, downloads and builds images, and often
-waits for the network and the disk. A job whose result is in the cache ends at once. What only tests need (kind, kwok,
-the other images) is not built here.
+Two sequences of jobs ("lanes") run in parallel. One lane compiles. The other lane installs, downloads and builds
+images, and often waits for the network and the disk. A job whose result is in the cache ends at once. Programs and
+images that only tests need, such as kind and kwok, are not built here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def prepare(settings: Settings) -> None:
 
 
 def compiler_lane(settings: Settings) -> list[Job]:
-    """Return the builds of Go programs. runc is last, because it needs Debian packages of the other lane."""
+    """Return the builds of Go programs. runc is last, because its build needs Debian packages of `other_lane`."""
     local = settings.provider == "local"
     products = ["kubernetes", "etcd", "containerd", "coredns", "helm", "runc"] if local else ["helm"]
     return [
@@ -58,12 +58,12 @@ def other_lane(settings: Settings) -> list[Job]:
 
 
 def set_up(settings: Settings) -> None:
-    """Run `make setup` with the Python of this process. make does nothing if the environment is complete."""
+    """Run `make setup` with the Python of this process. make does nothing if the virtual environment is complete."""
     log = settings.cache / "log" / "setup.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = ["make", "--no-print-directory", "setup", f"PYTHON={sys.executable}"]
-    # If `make` started this process, the new `make` would use the job server of the first because of MAKEFLAGS, MFLAGS
-    # and MAKELEVEL.
+    # If `make` started this process, the new `make` must not use the job server of the outer `make`. So the new `make`
+    # does not get MAKEFLAGS, MFLAGS and MAKELEVEL.
     environment = {
         name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
     }

@@ -1,8 +1,8 @@
 """Declare what differs between the container engines in which kind creates its node.
 
-`Machine` is Docker or podman of this machine. `Offline` is a podman in namespaces of the cluster's own. An engine runs
-programs where its containers run, and knows what `kind create cluster` needs and what to remove afterwards. The node
-itself is the same for both engines, and providers/kind.py drives it.
+`Machine` is Docker or podman of this machine. `Offline` is a podman in Linux namespaces that serve one cluster alone.
+An engine runs programs in the Linux namespaces of its containers. It prepares what `kind create cluster` needs, and
+removes it with the cluster. The node itself is the same for both engines. providers/kind.py creates and controls it.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Machine:
         return next(each for each in run([self.program, *words], seconds=30).split() if "." in each)
 
     def remove(self) -> None:
-        # `kind delete cluster` needs the program kind. An interrupted `up` may not have built this program yet.
+        # `kind delete cluster` needs the program kind, which an interrupted `up` has perhaps not built.
         self.build()
         run(self.command([self.kind(), "delete", "cluster"]), seconds=120)
         shutil.rmtree(self.settings.folder, ignore_errors=True)

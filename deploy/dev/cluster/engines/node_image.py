@@ -1,9 +1,9 @@
 """Build kind's node image without a registry, from Debian packages, kind's own files and the built binaries.
 
 The steps follow kind's `images/base` and `kind build node-image`. The result is a read-only podman store that holds one
-image. The name of the store's folder contains a hash of all inputs, and the folder appears by a rename, so that an
-interrupted build leaves no store. A build takes about 40 s. The binaries and Debian's root file system, which take
-longer, have their own places in the cache.
+image. The name of the store's folder contains a hash of all inputs. The build renames the finished folder to this name,
+so an interrupted build leaves no folder of this name. A build takes about 40 s. The binaries and Debian's root file
+system, whose builds take longer, have folders of their own in the cache.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from deploy.dev.cluster.engines import podman
 from deploy.dev.cluster.settings import Settings
 from deploy.dev.cluster.waiting import wait_until
 
-# Number of stores that are kept for one version of Kubernetes. A cluster of another clone may still use an older store.
+# Number of stores that are kept for one version of Kubernetes. A cluster of another clone can still use an older store.
 KEEP_STORES = 2
 KUBERNETES = ("kubeadm", "kubelet", "kubectl")
 CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
@@ -242,7 +242,7 @@ def proxy_files(root: Path) -> dict[str, Path | str]:
     The files come from the node's root file system `root`. A text is a symbolic link's target.
     """
     found = run(["chroot", root, "ldd", *(f"/{program}" for program in PROXY_PROGRAMS)])
-    # Each path that ldd prints may be a chain of links. The image gets a file at each path.
+    # Each path that ldd prints can be a chain of symbolic links. The image gets a regular file at each path.
     libraries = {path.lstrip("/") for path in re.findall(r"(/\S+) \(0x", found)}
     plugins = {str(path.relative_to(root)) for path in root.glob("usr/lib/*/xtables/*.so")}
     files: dict[str, Path | str] = {each: (root / each).resolve() for each in (*PROXY_PROGRAMS, *libraries, *plugins)}

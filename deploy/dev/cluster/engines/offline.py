@@ -40,8 +40,8 @@ mount --bind "$folder/resolv.conf" "$names"
 class Offline:
     """The podman that the provider `kind-offline` uses. It runs in the cluster's namespaces and ends with their PID 1.
 
-    The API server has the same address as in a local cluster, and this machine has routes to pods and Services. Clients
-    on this machine therefore need no wrapper.
+    The API server has the same address as in a local cluster, and this machine has routes to pods and Services. So
+    clients on this machine connect directly, and need not enter the namespaces.
     """
 
     def __init__(self, settings: Settings) -> None:

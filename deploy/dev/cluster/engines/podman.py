@@ -42,7 +42,10 @@ def environment(settings: Settings, folder: Path) -> dict[str, str]:
 
 
 def configure(settings: Settings, folder: Path, storage: Path, *stores: Path) -> None:
-    """Write podman's configuration into `folder`. Podman writes to `storage` and reads images from `stores` too."""
+    """Write podman's configuration into `folder`.
+
+    Podman writes images to `storage`, and also reads images from `stores`.
+    """
     trust = folder / ".config" / "containers"
     trust.mkdir(parents=True, exist_ok=True)
     # Without this file podman refuses every image.
@@ -55,7 +58,7 @@ def configure(settings: Settings, folder: Path, storage: Path, *stores: Path) ->
 def storage_toml(storage: Path, *stores: Path) -> str:
     """Return the text of podman's storage.conf. The state of running containers is below /run.
 
-    Podman writes to `storage` and reads images from `stores` too.
+    Podman writes images to `storage`, and also reads images from `stores`.
     """
     return f"""[storage]
 driver = "overlay"

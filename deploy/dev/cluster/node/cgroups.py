@@ -11,7 +11,7 @@ from pathlib import Path
 from deploy.dev.cluster.console import CommandFailed
 from deploy.dev.cluster.settings import Settings
 
-# Seconds until the removal of a cgroup fails. A killed process may leave its cgroup some time after the kill.
+# Seconds until the removal of a cgroup fails. A killed process can stay in its cgroup for some time after the kill.
 REMOVE_SECONDS = 20.0
 POLL_SECONDS = 0.05
 

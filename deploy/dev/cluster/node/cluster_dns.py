@@ -14,9 +14,9 @@ ZONE = "cluster.local"
 
 
 def corefile(upstreams: list[str]) -> str:
-    """Return the Corefile. Names outside the cluster go to the upstream servers.
+    """Return the Corefile. CoreDNS forwards queries for names outside the cluster to the upstream servers.
 
-    Without an upstream server, CoreDNS refuses such names at once, instead of after a timeout.
+    Without an upstream server, CoreDNS refuses such queries at once, instead of after a timeout.
     """
     forward = f"\n    forward . {' '.join(upstreams)}\n    loop\n    cache 30" if upstreams else ""
     return f""".:53 {{

@@ -24,7 +24,7 @@ def record_path(settings: Settings) -> Path:
 def save(settings: Settings) -> None:
     """Save those of the machine's kernel settings that no other cluster has saved.
 
-    A cluster that saved a setting may have changed the setting already.
+    If another cluster has saved a setting, that cluster has perhaps changed the setting already.
     """
     record = record_path(settings)
     saved = json.loads(record.read_text("utf-8")) if record.exists() else {}

@@ -13,7 +13,7 @@ from deploy.dev.cluster.console import CommandFailed, run
 from deploy.dev.cluster.node import cgroups, kernel_settings, processes, way_out
 from deploy.dev.cluster.settings import LINK_PREFIX, Settings
 
-# CNI plugins keep their state here if their configuration does not name another folder.
+# The folder in which CNI plugins keep their state if their configuration does not name another folder.
 CNI_STATE = Path("/var/lib/cni")
 
 
@@ -35,8 +35,8 @@ def remove(settings: Settings) -> None:
             CNI_STATE.rmdir()
     removed = folder.with_name(f"{folder.name}.removed")
     if folder.exists():
-        # The folder is renamed to `removed` before its deletion, so that the rest of an interrupted deletion does not
-        # look like a cluster. What an earlier deletion left goes first.
+        # Rename the folder to `removed` before its deletion, so that an interrupted deletion does not leave a folder
+        # that looks like a cluster. First delete the rest of an earlier interrupted deletion.
         shutil.rmtree(removed, ignore_errors=True)
         folder.replace(removed)
     shutil.rmtree(removed, ignore_errors=True)
@@ -50,7 +50,7 @@ def remove_link(settings: Settings) -> None:
         run(["ip", "link", "delete", settings.name])
     except CommandFailed:
         # The kernel itself deletes the link, some time after the network namespace at the link's other end. So `ip link
-        # delete` may fail because the link is gone already.
+        # delete` can fail because the link is gone already.
         if link.exists():
             raise
 

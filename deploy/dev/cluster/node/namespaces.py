@@ -2,9 +2,9 @@
 
 The tree runs below `unshare --kill-child`, and its PID 1 is node_init.py. When PID 1 ends, the kernel kills every
 process of the tree and drops its mounts and its network. The provider `local` runs the components of Kubernetes in the
-tree, and `kind-offline` its container engine. A veth pair connects the tree to this machine, which has routes to the
-subnets of pods and Services. The tree outlives the command that started it, and ends with `leftovers.remove` or when
-the machine shuts down.
+tree. The provider `kind-offline` runs its container engine there. A veth pair connects the tree to this machine, which
+has routes to the subnets of pods and Services. The tree outlives the command that started it, and ends with
+`leftovers.remove` or when the machine shuts down.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def in_cgroups(settings: Settings, command: Sequence[str]) -> list[str]:
 def in_namespaces(settings: Settings, command: Sequence[str]) -> list[str]:
     """Return a command line that runs the command in the namespaces of PID 1.
 
-    `start` must have made the namespaces with `own_cgroups`. Raise CommandFailed if the process tree does not run.
+    The caller must have started the process tree by `start` with `own_cgroups`. Raise CommandFailed if the process tree
+    does not run.
     """
     pid = processes.init_pid(settings.folder)
     if pid is None:

@@ -6,8 +6,8 @@ kernel ends every component, every container and every mount. At its start the s
 
     {"verb": "start" | "stop" | "status", "name": NAME, "flags": [...]}
 
-The answer to `start` comes when the component passes its check, the answer to `stop` when its process is gone. The
-flags of a `start` follow the component's own arguments, and stay until a `start` with other flags. A component that
+The script answers `start` when the component passes its health check, and `stop` when the component's process is gone.
+The flags of a `start` follow the component's own arguments, and stay until a `start` with other flags. A component that
 ends without a `stop` is started again after a second.
 
 The script imports nothing from this repository, because it runs with `python -I` and outlives changes of the clone.
@@ -232,7 +232,10 @@ def set_up_node(name: str, folder: Path) -> None:
 
 
 def own_name_servers(folder: Path) -> list[tuple[str, ...]]:
-    """Return the mount of the node's own resolv.conf. Empty if the node or the machine has none."""
+    """Return the arguments of `mount` for the node's own resolv.conf.
+
+    The list is empty if the node has no resolv.conf of its own, or the machine has none.
+    """
     own, of_machine = folder / "resolv.conf", Path("/etc/resolv.conf")
     return [("--bind", str(own), str(of_machine))] if own.exists() and of_machine.exists() else []
 

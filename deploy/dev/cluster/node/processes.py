@@ -18,15 +18,15 @@ from pathlib import Path
 from deploy.dev.cluster.console import CommandFailed
 
 NODE_SCRIPT = Path(__file__).resolve().with_name("node_init.py")
-# Ends of the path of node_init.py. A command may end a cluster that another clone of the repository started, so the
-# start of the path is not compared. In older clones, the script was deploy/cluster/node.py.
+# Ends of the path of node_init.py. The start of the path is not compared, because a command can end a cluster that
+# another clone of the repository started. In older clones, the script was deploy/cluster/node.py.
 SCRIPTS = ("/deploy/dev/cluster/node/node_init.py", "/deploy/cluster/node.py")
 # Seconds until a killed process must be gone.
 KILL_SECONDS = 20.0
 
 
 def arguments(pid: int) -> list[str]:
-    """Return the words of a process' command line. There are none if the process is a zombie or does not exist."""
+    """Return the words of a process' command line. The list is empty if the process is a zombie or does not exist."""
     try:
         text = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace")
     except (FileNotFoundError, ProcessLookupError):

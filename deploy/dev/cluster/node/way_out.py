@@ -1,7 +1,8 @@
-"""Give the node and its pods a way out of this machine: a default route, NAT, and the machine's name servers.
+"""Give the node and its pods access to networks outside this machine.
 
-A machine without a default route has no way out, and neither has its cluster. CLUSTER_WAY_OUT=off closes a cluster. The
-rules are one table of nftables per cluster, so `close` removes them at once and touches no other rule.
+The access consists of a default route, NAT, and the machine's name servers. If this machine has no default route, the
+cluster has no such access. CLUSTER_WAY_OUT=off also prevents the access. The rules are one table of nftables per
+cluster, so `close_way` removes them at once and touches no other rule.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from deploy.dev.cluster.settings import LINK_PREFIX, Settings
 
 ROUTES = Path("/proc/net/route")
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
-# systemd-resolved puts its own loopback address into the first file. The second file has the servers behind it.
+# systemd-resolved puts its own loopback address into the first file, and the servers that it queries into the second
+# file.
 RESOLV_CONFS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 
 
 def exists() -> bool:
-    """Return whether this machine has a default route, and the user did not close the cluster."""
+    """Return whether this machine has a default route, and CLUSTER_WAY_OUT is not `off`."""
     if os.environ.get("CLUSTER_WAY_OUT") == "off":
         return False
     try:
@@ -33,7 +35,10 @@ def exists() -> bool:
 
 
 def name_servers() -> list[str]:
-    """Return the IPv4 addresses of the machine's name servers that pods can reach. Empty without a way out."""
+    """Return the IPv4 addresses of the machine's name servers that pods can reach.
+
+    The list is empty if the cluster has no access to networks outside this machine.
+    """
     if not exists():
         return []
     for path in RESOLV_CONFS:
@@ -66,10 +71,11 @@ def resolv_conf() -> str:
 
 
 def rules(settings: Settings) -> str:
-    """Return the table of nftables: NAT for what leaves the machine, and no way in for other machines.
+    """Return a script for nft, with one table of rules for the cluster.
 
-    A connection from one cluster of this machine to another is refused too. The first two lines make the script
-    repeatable.
+    The rules apply NAT to packets that leave the machine. They refuse connections into the cluster from other machines
+    and from other clusters of this machine. The first two lines replace an existing table, so the script can run
+    several times.
     """
     table = f"table ip {settings.name}"
     sources = f"{settings.gateway}/24, {settings.pod_network}"
@@ -90,10 +96,10 @@ delete {table}
 
 
 def open_way(settings: Settings) -> None:
-    """Let the node and its pods reach what this machine reaches.
+    """Let the node and its pods reach the networks that this machine reaches.
 
-    If this machine has no way out now, remove the way out that an earlier `up` opened. The function can be repeated,
-    because `up` continues after an interrupted `up`.
+    If this machine has no default route now, remove the access that an earlier `up` opened. The function can run
+    several times, because `up` continues after an interrupted `up`.
     """
     inside = ["nsenter", "--net", "--target", str(processes.init_pid(settings.folder)), "ip", "route"]
     if not exists():
@@ -101,7 +107,8 @@ def open_way(settings: Settings) -> None:
         run([*inside, "flush", "default"])
         return
     run([*inside, "replace", "default", "via", settings.gateway])
-    # The rules come before the forwarding. Without the rules, a machine that forwards would let other machines in.
+    # The rules are set before IP forwarding is switched on. Otherwise, other machines could reach the cluster for a
+    # moment.
     run(["nft", "--file", "-"], stdin=rules(settings))
     FORWARDING.write_text("1", "utf-8")
 

@@ -90,7 +90,7 @@ class Kind:
         self.created_marker.touch()
 
     def down(self) -> None:
-        """Remove the cluster and what its engine made. Report it if there was no cluster."""
+        """Remove the cluster and what its engine made. If there was no cluster, report that."""
         settings = self.settings
         existed = settings.folder.exists()
         with locks.lock(settings.lock, "another command on this cluster"), step(f"cluster {settings.name} down"):

@@ -67,7 +67,7 @@ class Local:
         report(f"Kubernetes v{self.settings.kubernetes} answers. export KUBECONFIG={self.settings.kubeconfig}")
 
     def down(self) -> None:
-        """Remove the cluster and all that it left. Report it if there was no cluster."""
+        """Remove the cluster and all that it left on this machine. If there was no cluster, report that."""
         namespaces.require_root()
         existed = self.folder.exists()
         with (
@@ -157,8 +157,8 @@ class Local:
         """Start all components. Load images and create cluster DNS while the components start."""
         with step("etcd, containerd, API server"):
             self.request_all("start", "etcd", "containerd")
-            # Request the start of the API server, and import images meanwhile. The API server needs etcd. The import
-            # needs only containerd.
+            # Request the start of the API server, which needs etcd. While it starts, import the images, which needs
+            # only containerd.
             answer = self.send("start", "apiserver")
             for archive in images.system_images(self.settings):
                 self.load(archive)

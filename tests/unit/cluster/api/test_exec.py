@@ -129,7 +129,7 @@ async def test_nothing_is_read_after_the_status(api: Api, client: Client) -> Non
     async def script(socket: web.WebSocketResponse, _: web.Request) -> None:
         await socket.send_bytes(SUCCESS)
         await socket.send_bytes(b"\x01late")
-        # The server waits for the client here, and does not close the connection.
+        # The fake server waits here until the client closes the connection, and does not close it first.
         await socket.receive()
 
     api.script = script
@@ -341,8 +341,7 @@ async def test_a_slow_reader_keeps_its_connection(api: Api, client: Client) -> N
         async for chunk in stream:
             if got == 0:
                 # The test uses real time, because the sockets are real. Here, the reader leaves pongs and data unread
-                # for four times the time that the server may be silent. aiohttp's own heartbeat would close such a
-                # connection.
+                # for four times the limit `silence`. aiohttp's own heartbeat would close such a connection.
                 await asyncio.sleep(4 * silence)
             got += len(chunk)
     assert (got, stream.exit_code) == (frames * 30_000, 0)

@@ -1,4 +1,4 @@
-"""The local cluster of `make cluster-up` is used if and only if no other cluster is configured."""
+"""The agent uses the local cluster of `make cluster-up` if and only if no other cluster is configured."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Requests:
         await asyncio.sleep(0)  # One turn of the event loop starts the new task.
 
     async def pass_time_without_timer(self, seconds: float) -> None:
-        """Advance the virtual time without the bucket's timer, as on a busy event loop, which runs timers late."""
+        """Advance the virtual time without a run of the bucket's timer, as a busy event loop runs timers late."""
         assert self.bucket.timer is not None
         self.bucket.timer.cancel()
         await asyncio.sleep(seconds)

@@ -1,4 +1,7 @@
-"""The reader of artifact archives refuses broken, forged and oversized archives, however they are cut into frames."""
+"""The reader of artifact archives refuses broken, forged and oversized archives.
+
+The tests cut each archive into pieces of many sizes, as an exec stream does.
+"""
 
 from __future__ import annotations
 

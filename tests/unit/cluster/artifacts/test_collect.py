@@ -30,7 +30,11 @@ LIMITS = ArchiveLimits(files=100, file_bytes=1 << 20, total_bytes=1 << 22, secon
 
 @dataclass
 class Pod:
-    """A stand-in for container `helper`. It streams the output of the real collector, and fails as the test has set."""
+    """A stand-in for container `helper`.
+
+    It streams the output of the real collector, the program that sends artifacts out of a pod. It fails as the test has
+    set.
+    """
 
     workspace: Path
     snapshot: Path
@@ -155,8 +159,8 @@ async def test_changing_files_are_broken(pod: Pod, monkeypatch: pytest.MonkeyPat
         await pod.collect()
 
 
-# Python code that runs before the collector. It makes the second `os.fstat` of a file return another time than the
-# first.
+# Python code that runs before the collector. It makes the second `os.fstat` of a file return another modification time
+# than the first `os.fstat`.
 CHANGES = """
 import os, itertools
 look, turns = os.fstat, itertools.count()

@@ -1,4 +1,7 @@
-"""The doctor's check of names outside the cluster: the question in the probe pod, and the finding from its log."""
+"""The check of `sealci-agent doctor` that pods can look up DNS names outside the cluster.
+
+The tests cover the lookup in the probe pod, and the finding that the doctor derives from the pod's log.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,15 @@ from agent.domain.check_result import Verdict
 
 
 def ask(monkeypatch: pytest.MonkeyPatch, error: int | None) -> str:
-    """Run the program of the probe pod with a resolver that ends with `error`. Return what the program prints."""
+    """Run the lookup of the probe pod. Return the line that it prints.
+
+    `error` is the error number of the failed lookup. If it is None, the lookup succeeds.
+    """
     printed: list[str] = []
 
     def getaddrinfo(name: str, port: int) -> list[str]:
-        # The name must be one that no name server may know, and fully qualified, so that no search domain is tried.
+        # The name must exist on no name server. It must be fully qualified, so that the resolver tries no search
+        # domain.
         assert (name, port) == ("sealci-agent.invalid.", 443)
         if error is not None:
             raise socket.gaierror(error, "no")

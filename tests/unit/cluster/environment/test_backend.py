@@ -1,4 +1,4 @@
-"""Environments on a scripted API server: created, re-created, found after a lost answer, and deleted."""
+"""Environments on a fake API server: created, re-created, found after a lost response, and deleted."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ async def test_an_environment_can_be_recreated_after_its_removal(api: FakeApi) -
         assert isinstance(lost, Lost)
         assert lost.unstarted
         await environment.remove()
-        # The Secret of the first pod still exists, because garbage collection of a Secret may take longer than the
-        # creation of the next pod with the same name.
+        # The Secret of the first pod still exists. Garbage collection of a Secret can take longer than the creation of
+        # the next pod with the same name.
         secret = environment.plan.secret_name
         api.secrets[secret] = {"metadata": {"name": secret, "ownerReferences": [{"uid": "gone"}]}}
         await environment.create()
@@ -119,7 +119,7 @@ async def test_late_watch_events_of_a_replaced_pod_are_ignored(api: FakeApi, mon
 
         async def late_event_in_between(*arguments: Any) -> Any:
             answer = await original(*arguments)
-            # This makes the watch forget that the earlier pod was deleted, as if this event had not arrived yet.
+            # This makes the watch forget that the earlier pod was deleted, as if the DELETED event had not arrived yet.
             backend.watch.deleted_uids.clear()
             backend.watch.apply_event("MODIFIED", earlier)
             return answer
@@ -199,7 +199,8 @@ async def test_remove_finds_and_deletes_the_pod_of_an_unanswered_create_request(
         await api.until("the Secret is requested", lambda: len(api.requests_for("create", "secrets")) == 1)
         task.cancel()
         await asyncio.wait({task})
-        environment.uid = ""  # The agent knows no UID, as if the answer of the API server had never arrived.
+        # The agent does not know the pod's UID, as if the response of the API server had never arrived.
+        environment.uid = ""
         await environment.remove()
         assert api.pods == {}
 
@@ -222,7 +223,7 @@ async def test_only_an_interrupt_by_others_waits_for_the_status_of_the_pod(
         told = {"exitCode": 143, "message": f"sealci {nonce} started 1\nsealci {nonce} told_to_end 143\n"}
         ended = {"name": "action", "state": {"terminated": told}}
         await api.status(name, phase="Running", containerStatuses=[RUNNING[0], ended])
-        # The first observations may still show the running pod, until the watch reports the new status.
+        # The first observations can still show the running pod, until the watch reports the new status.
         seen = [each async for each in until_not_running(environment)]
         assert isinstance(seen[-1], Exited if ours else Running)
         await environment.remove()

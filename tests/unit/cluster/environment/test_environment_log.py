@@ -1,4 +1,7 @@
-"""The log of an environment: read from its helper, or refused with one notice in a pod of an older release."""
+"""How the agent reads the log of an environment.
+
+The agent cannot read the log of an action that an older release has started. It returns one LogLost instead.
+"""
 
 from __future__ import annotations
 
@@ -38,3 +41,4 @@ async def test_the_log_of_an_environment(
             environment.plan = replace(environment.plan, log_key=0)
         async with aclosing(environment.log(cursor)) as items:
             assert [item async for item in items] == expected
+        environment.release()

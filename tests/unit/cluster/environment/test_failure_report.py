@@ -224,7 +224,8 @@ SANDBOX_READY = {"type": "PodReadyToStartContainers", "status": "True"}
 def tries(message: str, seconds: list[int]) -> list[Object]:
     """Return one Kubernetes event for each failed try of the kubelet to create the pod's sandbox.
 
-    `seconds` are the times of the tries. Each try replaces `{id}` in `message` by an id of its own.
+    `seconds` are the times of the tries, within one minute. In the event of each try, another id replaces `{id}` in
+    `message`.
     """
     reason = "FailedCreatePodSandBox"
     return [

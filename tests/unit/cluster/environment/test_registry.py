@@ -1,4 +1,4 @@
-"""The registry of environments: which pods an agent owns, has claimed, or has handed over."""
+"""The registry of environments: which pods an agent owns, has adopted, or has handed over."""
 
 from __future__ import annotations
 

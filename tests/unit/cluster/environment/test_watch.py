@@ -28,9 +28,9 @@ NO_CLIENT = SimpleNamespace(timings=ApiTimings())
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Make every pause of the watch before a new list request end at once. Return a list.
+    """Make every pause of the watch before a new list request end at once.
 
-    Each pause appends its upper limit in seconds to the list. The real pause is random, up to this limit.
+    Return a list to which each pause appends its upper limit in seconds. The real pause is random, up to this limit.
     """
     waits: list[float] = []
 

@@ -1,4 +1,4 @@
-"""Give each test a workspace of its own."""
+"""A fixture that gives each test a workspace of its own, with a snapshot file."""
 
 from __future__ import annotations
 

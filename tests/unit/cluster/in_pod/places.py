@@ -1,6 +1,6 @@
 """A workspace on this machine, for the tests of the programs that run in a pod.
 
-The collector, the program that sends the artifacts out of a pod, runs here on that workspace.
+The collector, the program that sends the artifacts out of a pod, here reads that workspace.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LIMITS = ArchiveLimits(files=20_000, file_bytes=1 << 30, total_bytes=2 << 30, se
 
 
 def as_run_here(command: list[str], snapshot: Path) -> list[str]:
-    """Change a command of a pod so that it runs here: with the Python of the tests, and with the file `snapshot`."""
+    """Return the command of a pod with this machine's Python, and with `snapshot` as the path of the snapshot file."""
     return [sys.executable, *(str(snapshot) if word == packaging.SNAPSHOT else word for word in command[1:])]
 
 
@@ -62,7 +62,7 @@ class Received:
 
 @dataclass
 class Place:
-    """A workspace, and the snapshot file that lists what was in it before the commands. Lives for one test."""
+    """A workspace, and the snapshot file that lists its files before the commands run. Lives for one test."""
 
     root: Path
     snapshot: Path

@@ -1,6 +1,7 @@
-"""Translate globs to regular expressions. The tests compare the agent's own glob matcher with them.
+"""Translate globs to regular expressions. The tests compare the agent's own glob matcher with these expressions.
 
-The agent does not translate a whole glob, because such expressions backtrack. They show in few lines what a glob means.
+The agent does not translate a whole glob, because matching such an expression backtracks. In the tests, the expressions
+show in few lines what a glob means.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_submodules_only_when_asked_for(origin: Path, workspace: Path, submodule
     ("order", "modes"),
     [
         ({"umask": 0o022}, {"file": 0o644, ".git": 0o755, "HEAD": 0o644}),
-        # An agent of an older release asks for no umask, and every user of the image must be able to write.
+        # The input from an agent of an older release has no umask. Then every user of the image must be able to write.
         ({}, {"file": 0o666, ".git": 0o777, "HEAD": 0o666}),
     ],
 )
@@ -278,7 +278,7 @@ def test_another_host_does_not_get_the_password(origin: Path, workspace: Path, s
     [
         ("Username for 'https://example.org:8443': ", "me"),
         ("Password for 'https://me@example.org:8443': ", PASSWORD),
-        # A file of the repository names the server of Git LFS, and may name another one, or one without encryption.
+        # A file of the repository names the server of Git LFS. It can name another server, or a URL without encryption.
         ("Username for 'http://example.org:8443': ", ""),
         ("Password for 'http://me@example.org:8443': ", ""),
         ("Password for 'https://me@example.org': ", ""),

@@ -17,7 +17,7 @@ ATTRIBUTES = "*.bin filter=lfs diff=lfs merge=lfs -text\n"
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a repository with a pull request beside its branches, and with a tag that no branch contains."""
+    """Make a repository with branches, with a ref of a pull request, and with a tag that no branch contains."""
     folder = make_origin(tmp_path_factory.mktemp("origin"))
     git(folder, "update-ref", "refs/pull/1/head", "feature/x")
     git(folder, "checkout", "-q", "--detach", "feature/x")
@@ -36,7 +36,7 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def refs(folder: Path) -> list[str]:
-    """Return all refs of a clone but its own branches, with what they name."""
+    """Return all refs of a clone but its local branches, each with its object and its target if it is symbolic."""
     lines = git(folder, "for-each-ref", "--format=%(refname) %(objectname) %(symref)").splitlines()
     return [line for line in lines if not line.startswith("refs/heads/")]
 
@@ -77,7 +77,7 @@ def test_a_branch_that_was_asked_for_has_its_ref_in_a_clone_of_one_commit(origin
 def test_a_full_sha_that_no_ref_names(
     origin: Path, workspace: Path, tmp_path: Path, depth: int, protocol: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # With version 0 of git's protocol, the server refuses to serve a commit that no ref names.
+    # With version 0 of git's protocol, a git server refuses to serve a commit that no ref names.
     (tmp_path / "gitconfig").write_text(f"[protocol]\nversion = {protocol}\n")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     first = git(origin, "rev-parse", "main~1")

@@ -185,7 +185,7 @@ def test_left_out_files_beyond_the_listed_ones_are_counted(place: Place) -> None
     assert received.checked_manifest.left_out_files == 251
 
 
-# ---- the default set of files, and declared paths
+# ---- files that are artifacts if no path is declared, and declared paths
 
 
 def test_the_default_set_excludes_folders_of_tools(place: Place) -> None:

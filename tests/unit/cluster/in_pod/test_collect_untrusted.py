@@ -149,7 +149,7 @@ def test_the_manifest_names_a_file_that_changes_while_it_is_read(place: Place, c
     received, reader = Received(), ArchiveReader(LIMITS)
     with subprocess.Popen(place.command(), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        # The pipe holds far fewer bytes than the file has, so the collector is still reading the file.
+        # The pipe holds far fewer bytes than the file has. So here the collector is still reading the file.
         received.feed(reader, os.read(process.stdout.fileno(), 4096))
         if change == "rewrite":
             with open(path, "r+b") as file:

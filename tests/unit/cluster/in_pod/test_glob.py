@@ -78,7 +78,8 @@ def test_no_glob_takes_more_steps_than_its_length_times_the_path(glob: str, path
     (pattern,) = compile_globs([glob])
     names = path.split("/")
     assert not within(12 * len(glob) * len(path), lambda: pattern.matches(names))
-    # The steps inside a regular expression do not count, so no expression may have a part that repeats.
+    # `within` does not count the steps inside the regular expressions of `pattern`. So none of them may repeat a part,
+    # because a repetition could backtrack.
     pieces = [piece for part in pattern.parts if part is not None for piece, _ in part.pieces]
     parse = re._parser.parse  # type: ignore[attr-defined]  # noqa: SLF001 - no public name shows the parts of an expression
     assert {str(kind) for piece in pieces for kind, _ in parse(piece.pattern)} <= {"LITERAL", "ANY", "IN"}

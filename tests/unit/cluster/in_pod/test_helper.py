@@ -1,6 +1,10 @@
-"""PID 1 of container `helper`: it hands out the order, keeps the log of the commands, and answers when the log ends.
+"""PID 1 of container `helper`.
 
-The helper and the errand `log` run as real processes with real FIFOs. The test plays container `action`.
+The helper writes the order for container `action` and keeps the log of the commands. When the log has ended, it writes
+`drained` into the FIFO `go`.
+
+The helper and the program `log`, which reads the log file, run as real processes with real FIFOs. The test takes the
+place of container `action`.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ class Frame:
 
 
 def frames(data: bytes) -> list[Frame]:
-    """Return all complete frames of a container log that lost nothing. Each CRC must be right."""
+    """Return all complete frames in the helper's stdout, of which no byte is missing. Each CRC must be correct."""
     found: list[Frame] = []
     at = 0
     while at < len(data):
@@ -71,7 +75,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 class Helper:
-    """A helper process whose standard output the test reads only if it wants to. Lives for one test."""
+    """A process of the helper. The test decides when it reads the helper's stdout. Lives for one test."""
 
     def __init__(self, folder: Path, here: str = "", **changes: object) -> None:
         self.order, self.folder = folder / "order", folder / "log"
@@ -106,7 +110,7 @@ class Helper:
         wait_until(lambda: self.answers() == "run\n")
 
     def start_pid_1(self, here: str = "here") -> tuple[int, int]:
-        """Open the log and the control FIFO, as PID 1 of container `action` does."""
+        """Open the log and the control FIFO, as PID 1 of container `action` does. Return the two descriptors."""
         log, control = (os.open(self.order / name, os.O_RDWR) for name in ("log", "control"))
         os.write(control, f"{here}\n".encode())
         return log, control
@@ -146,7 +150,7 @@ def helper(folder: Path, here: str = "", **changes: object) -> Iterator[Helper]:
 
 
 def shown(found: list[Frame]) -> bytes:
-    """Return the log that the frames show. They must be complete and in order."""
+    """Return the bytes of the log that the frames hold. The frames must be complete and in order."""
     text = b""
     for each in found:
         assert each.offset == len(text)
@@ -279,7 +283,7 @@ def test_term_lets_the_helper_keep_the_log_of_running_commands(tmp_path: Path) -
         assert running.process.wait(DEADLINE) == 0
 
 
-# ---- the errand `log`
+# ---- the program `log`, which the agent starts by exec to read the log file
 
 
 def errand(running: Helper, offset: int, mode: str) -> subprocess.Popen[bytes]:
@@ -288,7 +292,10 @@ def errand(running: Helper, offset: int, mode: str) -> subprocess.Popen[bytes]:
 
 
 def blocks(data: bytes) -> tuple[bytes, list[dict[str, object]]]:
-    """Return the bytes of the log, and the JSON lines that have no bytes."""
+    """Split the output of the errand `log`: JSON lines, and after a line with `bytes` that number of bytes of the log.
+
+    Return all bytes of the log joined, and the JSON lines without `bytes`.
+    """
     text, notes = b"", []
     while data:
         line, _, data = data.partition(b"\n")
@@ -332,7 +339,7 @@ def test_a_long_order_arrives_in_pieces(tmp_path: Path, commands: int) -> None:
 
 
 def make_clone(folder: Path) -> Path:
-    """Make files as a clone leaves them, with links that leave the workspace. Return the workspace."""
+    """Create files as a clone does, with symbolic links to targets outside the workspace. Return the workspace."""
     workspace = folder / "workspace"
     (workspace / "sub").mkdir(parents=True)
     workspace.chmod(0o777)

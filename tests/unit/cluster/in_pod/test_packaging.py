@@ -86,7 +86,7 @@ def test_a_packed_module_keeps_to_the_grammar_of_the_oldest_python(module: str) 
 @pytest.mark.parametrize("modules", PACKED.values(), ids=PACKED)
 def test_modules_of_one_command_define_different_names(modules: list[ModuleType]) -> None:
     defined = [name for module in modules for name in defined_names(ast.parse(source(module)))]
-    # Several modules may define these two names. The `main` of the last module is the program's entry point.
+    # Several modules may define `main` and `TYPE_CHECKING`. The `main` of the last module is the program's entry point.
     # TYPE_CHECKING has the same value in all modules.
     repeated = {name for name in defined if defined.count(name) > 1} - {"main", "TYPE_CHECKING"}
     assert repeated == set()

@@ -13,7 +13,7 @@ from agent.cluster.in_pod import packaging
 
 
 def fifo(folder: Path) -> int:
-    """Create the order and the FIFO `go` and open it, as the helper does. Return the descriptor."""
+    """Create the file `setup` and the FIFO `go`, as the helper does. Return the descriptor of the open FIFO."""
     (folder / "setup").touch()
     os.mkfifo(folder / "go")
     return os.open(folder / "go", os.O_RDWR | os.O_NONBLOCK)
@@ -52,7 +52,8 @@ def test_the_commands_may_begin_only_after_the_whole_tree_has_arrived(tmp_path: 
         process.stdin.flush()
         assert process.poll() is None
         assert not arrived(go)
-        # The stdin of an exec has no end. The program knows from its size argument that this is the last byte.
+        # An exec cannot close the stdin of its program. The program knows from its size argument that this is the last
+        # byte.
         process.stdin.write(data[-1:])
         process.stdin.flush()
         assert process.wait(30) == 0, process.stderr and process.stderr.read()

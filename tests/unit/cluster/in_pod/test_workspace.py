@@ -1,4 +1,4 @@
-"""The walk over the workspace, and its snapshot."""
+"""The walk over the files of the workspace, and the snapshot file that records them."""
 
 from __future__ import annotations
 

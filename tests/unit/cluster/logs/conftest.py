@@ -1,4 +1,4 @@
-"""A fixture for the tests of the log follower: a scripted API server with a container log."""
+"""A fixture for the tests of the log follower: a fake API server that serves the log of one pod."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scripted API server with the log of one action, for the tests of the log follower.
+"""A fake API server that serves the log of one action, for the tests of the log follower.
 
 A LogServer lives as long as a test.
 """
@@ -35,7 +35,7 @@ TARGET = ContainerRef("actions", "pod-1", "helper")
 
 
 class Source:
-    """The state of a log, as the pod watch reports it to the log follower. The test sets the state."""
+    """The state of an action's log, which the test sets. In the agent, the state comes from the pod watch."""
 
     def __init__(self, state: LogState = LogState.OPEN) -> None:
         self.state = state
@@ -52,10 +52,12 @@ class Source:
 
 
 class LogServer:
-    """A fake API server with a log. Each handler in `script` answers one request for the pod's log.
+    """A fake API server with the log of one pod.
 
-    Later requests get the whole log, and the log ends. `execs` are the handlers of the execs. Later execs read the file
-    as the errand `log` does. `errands` are the arguments of all execs: the position, and how far to read.
+    Each handler in `script` answers one request for the stdout of container `helper`. Each handler in `execs` answers
+    one exec. When a list is empty, the server answers itself. It serves the whole stdout and ends the log, or it lets
+    an exec read the log file as the program `log` does. `errands` lists the arguments of all execs: the position in the
+    log, and "once" or "follow".
     """
 
     def __init__(self) -> None:
@@ -92,7 +94,7 @@ class LogServer:
         return await serve_errand(request, self.log)
 
     def cut_errand(self, until: int) -> Handler:
-        """Return a handler that serves the file up to byte `until`, and breaks the connection."""
+        """Return a handler of an exec. It sends the log file up to byte `until`, then breaks the connection."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             socket = await accept(request)
@@ -111,7 +113,7 @@ class LogServer:
         return answer
 
     def part(self, start: int = 0, end: int | None = None) -> Handler:
-        """Return a handler that serves a part of what the node has of the helper's stdout, and ends the response."""
+        """Return a handler that serves bytes `start` to `end` of the helper's stdout, then ends the response."""
 
         async def answer(_: web.Request) -> web.StreamResponse:
             return web.Response(body=self.log.body()[start:end])
@@ -119,7 +121,10 @@ class LogServer:
         return answer
 
     def then_silent(self, start: int = 0, end: int | None = None, *, cut: bool = False) -> Handler:
-        """Return a handler that serves a part of the helper's stdout, and then is silent or, if `cut`, disconnects."""
+        """Return a handler that serves bytes `start` to `end` of the helper's stdout.
+
+        Afterwards it sends nothing more, or breaks the connection if `cut` is true.
+        """
 
         async def answer(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse()
@@ -140,7 +145,7 @@ class LogServer:
 
 
 def payload(items: list[LogItem]) -> bytes:
-    """Return the text of the pieces. Each piece must begin where the item before it ends."""
+    """Return the text of all log pieces. Each piece must begin at the position where the item before it ends."""
     position = next((item.offset for item in items if isinstance(item, LogPiece | LogGap)), 0)
     for item in items:
         if isinstance(item, LogPiece):

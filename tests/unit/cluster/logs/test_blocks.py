@@ -1,4 +1,7 @@
-"""The reader of the errand `log`: exact however its output is cut, and strict about the errand's reports."""
+"""The reader of the output of the program `log`.
+
+It gives the same bytes however the output is cut into pieces, and refuses invalid reports.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log follower: its requests, how it fills what is missing, and a slow consumer of its output."""
+"""The log follower: its requests, how it fills gaps in the log, and a slow consumer of its output."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_a_waiting_helper_causes_no_request(api: LogServer) -> None:
 
 
 async def test_an_old_position_is_caught_up_from_the_file(api: LogServer) -> None:
-    """A stream that begins at a certain time does not bring older lines. The gap would show only at the next line."""
+    """The log request asks for lines of the last seconds only. The agent reads older lines from the log file."""
     api.log.write(b"one\ntwo\nthree\n")
     items = await api.read(4)
     assert payload(items) == b"two\nthree\n"
@@ -67,7 +67,7 @@ async def test_the_last_frame_ends_the_log_while_the_commands_seem_to_run(api: L
 
 
 async def test_a_forged_end_ends_nothing(api: LogServer) -> None:
-    """The commands can write a frame. Without the key its checksum is wrong, wherever the stream begins."""
+    """The commands can print bytes that look like a frame. Without the log key, their checksum is wrong."""
     forged = HelperLog(0)
     forged.end()
     api.log.write(forged.stdout + b"hidden work\n")
@@ -77,7 +77,7 @@ async def test_a_forged_end_ends_nothing(api: LogServer) -> None:
     assert others(items) == [LogEnd()]
 
 
-# ---- what is missing
+# ---- bytes that are missing in the helper's stdout
 
 
 async def test_a_gap_in_the_frames_is_filled_from_the_file(api: LogServer) -> None:
@@ -113,7 +113,10 @@ async def test_many_gaps_are_read_from_the_file_to_the_end_of_the_log(api: LogSe
     api.log.write(b"three\n")
 
     async def each(request: web.Request) -> web.StreamResponse:
-        """Serve frames with a gap before each. The file has a frame only after the errand for the gap before it."""
+        """Serve frames with a gap before each frame.
+
+        The log file gets the bytes of a frame only after the agent has read the gap before that frame.
+        """
         response = web.StreamResponse()
         await response.prepare(request)
         content, api.log.content = api.log.content, b""
@@ -174,7 +177,7 @@ async def test_a_silent_stream_after_the_end_of_the_commands_is_completed_from_t
 
 
 async def test_the_log_of_a_container_that_could_not_be_executed_ends_empty(api: LogServer) -> None:
-    """The helper then sees no end, because no process has opened the log."""
+    """The helper never ends the log, because no process in container `action` has opened the log."""
     api.script = [api.then_silent()]
     reading = asyncio.create_task(api.read(timings=replace(FAST, probe=1000)))
     await poll_until("the log is requested", lambda: len(api.queries) > 0)
@@ -230,7 +233,7 @@ CUTS = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=8)
 @settings(max_examples=25, deadline=None)
 @given(WRITES, CUTS, st.booleans())
 def test_any_cuts_of_any_log(writes: list[tuple[bytes, bool]], cuts: list[tuple[float, float]], keeps_cr: bool) -> None:
-    """Each response is any part of what the node has, and some bytes are only in the file."""
+    """Each response serves a random part of the helper's stdout, and some bytes are only in the log file."""
 
     async def check() -> None:
         async with serving() as api:

@@ -78,7 +78,7 @@ async def test_an_error_message_of_the_kubelet_is_not_log(api: LogServer, state:
 
 @pytest.mark.parametrize("code", [403, 500])
 async def test_a_file_that_cannot_be_read_leaves_a_gap_of_known_size(api: LogServer, code: int) -> None:
-    """The stream goes on. The next gap is filled if an exec works again."""
+    """After the gap, the agent still reads the stream. It fills a later gap from the file once an exec works again."""
     api.log.write(b"one\n")
     api.log.skip(b"lost")
     api.log.write(b"two\n")

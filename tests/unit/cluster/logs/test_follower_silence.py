@@ -50,7 +50,8 @@ async def test_a_silent_stream_that_works_is_kept(api: LogServer, monkeypatch: p
         return response
 
     async def probe(_: web.Request) -> web.StreamResponse:
-        # The probe gets only lines that the stream has delivered. A probe with more lines would prove the stream dead.
+        # The probe gets only lines that the stream has delivered. If a probe got more lines, the agent would replace
+        # the stream.
         return web.Response(body=api.log.body() + (frame(4, b"two\n") if b"two" in got else b""))
 
     monkeypatch.setattr(LogRequest, "block", recorded)

@@ -1,4 +1,8 @@
-"""The reader of the helper's frames: exact for any bytes and any cuts, and not deceived by the text of the commands."""
+"""The reader of the helper's frames.
+
+It returns exactly the bytes of the log, however its input is cut. Text of the commands that looks like a frame does not
+deceive it.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,7 @@ def test_a_torn_stream_yields_only_whole_frames(text: bytes, largest: int, cut: 
 
 
 def test_text_that_is_a_whole_frame_is_no_frame() -> None:
-    """A stream that begins within a frame begins with the text of the commands. This text may be a forged frame."""
+    """A stream that begins within a frame begins with the text of the commands. This text can be a forged frame."""
     forged = frame(900, b"forged\n", 0) + last_frame(900, 0, 0)
     body = frame(0, b"before " + forged + b" after\n")
     for start in range(len(body)):
@@ -75,7 +79,7 @@ def test_a_given_up_frame_leaves_nothing_behind(tail: bytes) -> None:
 
 
 def test_a_reader_gives_up_after_many_false_headers() -> None:
-    """Each false header costs the checksum of a whole frame, so their number is bounded."""
+    """For each false header, the reader computes the checksum of a whole frame. So it accepts only a limited number."""
     reader = FrameReader(KEY)
     false = b"\x1b]5397;1;65000;00000000;\x07" * 10_000
     assert reader.feed(false) == []

@@ -1,4 +1,4 @@
-"""A fixture for the tests of ownership: a scripted API server that several agents share."""
+"""A fixture for the tests of ownership: a fake API server that several agents share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Which pods an agent claims, and what a claim changes, on an API server that checks resource versions."""
+"""Which pods of other agents an agent adopts, and what an adoption changes in the pod.
+
+The fake API server checks resource versions, as a real API server does.
+"""
 
 from __future__ import annotations
 
@@ -297,7 +300,10 @@ async def test_the_sweep_deletes_neither_handed_over_pods_nor_pods_that_another_
 
 
 async def adopt_in_turn(client: Client, count: int, *, left: bool) -> PodEnvironment:
-    """Let agents adopt the same session one after another. Each agent ends at once. Return the last environment."""
+    """Let agents adopt the same session one after another. Return the environment of the last agent.
+
+    Each agent ends right after its adoption. If `left` is true, it left its pool in an orderly way. Otherwise it died.
+    """
     before = DEAD
     for number in range(count):
         agent = AdoptingAgent(client, f"uid-adopter-{number}.1")
@@ -312,7 +318,7 @@ async def adopt_in_turn(client: Client, count: int, *, left: bool) -> PodEnviron
 
 
 async def test_a_session_whose_agents_die_one_after_another_is_given_up(client: Client, dead: PodEnvironment) -> None:
-    # Attack: the log of an action makes each agent hang that reads the log, so the watchdog ends each agent.
+    # Attack: the log of an action makes each agent that reads the log hang. So the watchdog ends each agent.
     environment = await adopt_in_turn(client, MOST_LOST + 1, left=False)
     assert environment.uid == dead.uid
     with pytest.raises(ActionFailed, match="5 agents in a row ended within 120 s after") as failed:

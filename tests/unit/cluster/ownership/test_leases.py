@@ -1,6 +1,7 @@
 """How an agent decides from the Leases of other agents which agents are alive.
 
-The agent measures time on its own clock, and takes no agent for dead while it could not see renewals.
+The agent measures time on its own clock. It regards no agent as dead because of a time in which it could not read
+renewals.
 """
 
 from __future__ import annotations
@@ -209,7 +210,7 @@ def test_a_frozen_observer_reads_the_missed_renewals_before_it_judges(pool: Pool
 
 
 class Replicas:
-    """Agents that see each other through one API server. If `up` is false, the API server does not answer."""
+    """Agents that read each other's Leases from one API server. If `up` is false, the API server does not answer."""
 
     def __init__(self, clock: Clock, count: int) -> None:
         self.clock = clock
@@ -236,9 +237,9 @@ class Replicas:
             )
 
     def live(self, seconds: float, **spec: Any) -> set[tuple[str, str]]:
-        """Let every agent renew its Lease every 5 s for `seconds`, each agent at another second.
+        """Let every agent renew its Lease every 5 s for `seconds`. The agents renew at different seconds.
 
-        `spec` overrides fields of the Leases. Return each pair of an agent and another agent that it took for dead.
+        `spec` overrides fields of the Leases. Return pairs of agents: the first agent took the second agent for dead.
         """
         found: set[tuple[str, str]] = set()
         for second in range(int(seconds)):

@@ -26,9 +26,10 @@ def at(seconds: float) -> str:
 
 
 def record(word: str, command: int, code: int | None = None) -> str:
-    """Return a termination message as the supervisor writes it.
+    """Return a termination message in the supervisor's format.
 
-    `word` is what happened to the command with the number `command`, and `code` is an exit code.
+    `word` is what happened to the command with the number `command`. `code` is the exit code that PID 1 chose, or None
+    if PID 1 was killed.
     """
     end = "" if code is None else f"sealci {NONCE} end {code}\n"
     return f"sealci {NONCE} {word} {command}\n{end}"

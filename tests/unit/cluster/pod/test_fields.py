@@ -1,4 +1,4 @@
-"""Parts of a pod's status that no other test of this folder reads."""
+"""The notice of a successful clone, which the agent reads from the status of container `repository`."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_variables_that_no_shell_can_export_belong_to_the_container() -> None:
 
 
 def test_shellopts_is_no_variable_of_any_shell_at_its_start() -> None:
-    """bash would obey SHELLOPTS while it runs the supervisor."""
+    """If SHELLOPTS were a variable of container `action`, bash would apply its options to the supervisor script."""
     options = {"SHELLOPTS": "xtrace"}
     for action in (replace(ACTION, env=options), replace(ACTION, secrets=options)):
         pod = manifest.pod(replace(PLAN, action=action), SETTINGS)
@@ -228,9 +228,9 @@ GIT = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "user.name", "GIT_CONFIG_VAL
             {},
             {"COUNT": "2", "KEY_0": "user.name", "VALUE_0": "me", "KEY_1": "safe.directory", "VALUE_1": "/workspace"},
         ),
-        # git itself reports the mistake.
+        # git itself reports that the value of GIT_CONFIG_COUNT is no number.
         ({"GIT_CONFIG_COUNT": "two"}, {}, {"COUNT": "two"}),
-        # The user's commands set the count.
+        # Without GIT_CONFIG_COUNT, the user's commands may set it themselves. So the agent adds no setting.
         ({"GIT_CONFIG_KEY_0": "user.name"}, {}, {"KEY_0": "user.name"}),
         ({}, {"GIT_CONFIG_COUNT": "1"}, {}),
     ],
@@ -390,14 +390,14 @@ def test_requests_and_limits_of_the_agent_s_own_containers_are_settings() -> Non
     default = containers(manifest.pod(CLONING, SETTINGS))
     assert default["helper"]["resources"] == {
         "requests": {"cpu": "10m", "memory": "32Mi", "ephemeral-storage": "0"},
-        # 256 MiB for a log at its limit, and 128 MiB for the copies that the node keeps.
+        # 256 MiB for a log file of the largest size, and 128 MiB for the copies of the log that the node keeps.
         "limits": {"memory": "512Mi", "ephemeral-storage": str((256 + 128) << 20)},
     }
     assert default["repository"]["resources"]["limits"] == {"memory": "1Gi"}
 
 
 def test_the_name_of_a_secret_is_not_computable_from_ids() -> None:
-    """Attack: an action reads the ids of another action on the status page, and names the other's Secret."""
+    """Attack: an action reads the ids of another action on the status page, and derives the name of its Secret."""
     names = {replace(PLAN, nonce=nonce).secret_name for nonce in ("a", "b", "c")}
     assert len(names) == 3
     assert PLAN.secret_name == replace(PLAN, agent_id="another").secret_name

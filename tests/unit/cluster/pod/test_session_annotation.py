@@ -37,7 +37,7 @@ def test_an_adopting_agent_reads_what_the_first_agent_wrote() -> None:
 
 
 def test_the_annotation_of_an_older_release_is_read() -> None:
-    """An older release in turn cannot read a new annotation, and leaves the pod alone."""
+    """An older release, on the other hand, cannot read an annotation of this release, and does not adopt the pod."""
     session = json.loads(session_annotation.write(ACTION, "nonce1234", 90.0, 77))
     del session["log_key"]
     session["commands"] = session.pop("command_count")

@@ -1,4 +1,7 @@
-"""Pods that are being set up: what a pod waits for, how long it may wait, and which failures end the set-up."""
+"""Pods that are being set up.
+
+The tests cover what a pod waits for, how long the agent lets it wait, and which failures end the set-up.
+"""
 
 from __future__ import annotations
 

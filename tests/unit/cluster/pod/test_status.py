@@ -1,4 +1,4 @@
-"""The result of a terminated action container. These verdicts decide whether a CI action passes."""
+"""The verdict about a terminated container `action`, which decides whether the action passes."""
 
 from __future__ import annotations
 
@@ -321,7 +321,7 @@ def test_a_container_that_cannot_run_fails_the_set_up_with_a_sentence(container:
 
 
 def test_an_unknown_end_of_containerd_is_a_lost_node() -> None:
-    """A container that ends while containerd is down gets exit code 255 and the reason Unknown (measured)."""
+    """If a container ends while containerd is down, it gets exit code 255 and the reason Unknown (measured)."""
     found = observe(pod(HELPER, terminated("action", 255, "Unknown", record("completed", 3, 0))))
     assert isinstance(found, Lost)
     assert found.reason is Reason.NODE_LOST
@@ -329,7 +329,7 @@ def test_an_unknown_end_of_containerd_is_a_lost_node() -> None:
 
 @pytest.mark.parametrize("code", [0, 143])
 def test_an_evicted_pod_whose_shell_left_before_the_last_command_is_lost(code: int) -> None:
-    """If a pod is evicted because it uses too much storage, its status has no condition for the eviction (measured).
+    """The status of a pod that was evicted for its use of storage has no condition for the eviction (measured).
 
     So the status does not give the time of the eviction either.
     """

@@ -312,9 +312,10 @@ def test_a_pod_that_the_kubelet_rejects_never_started(reason: str) -> None:
 
 
 def test_an_overdue_deletion_is_rechecked_in_time() -> None:
-    """If a pod still exists some time after its deletion should have ended, the agent takes the pod for lost.
+    """If a pod still exists long after its deletion should have ended, the agent regards the pod as lost.
 
-    The agent checks this while the image is pulled too. If the pod's node is reported as lost, this time is shorter.
+    The agent checks this also while the image is pulled. If Kubernetes reports the pod's node as lost, the agent waits
+    for a shorter time.
     """
     deleted = pod(*CREATING, deleted=50, grace=2)
     judgement = PodJudge()(deleted, wall=60)

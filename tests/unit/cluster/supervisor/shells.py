@@ -1,7 +1,7 @@
 """Run the real supervisor as PID 1 of a PID namespace, under each shell that images use as /bin/sh.
 
-A real `helper` process gives the supervisor its order and keeps its log. A `Container` lives for one test. When its
-PID 1 ends, the kernel kills all processes of the namespace.
+A real process of the helper writes the order for the supervisor and keeps the log of the commands. A `Container` lives
+for one test. When the supervisor ends, the kernel kills all processes of the PID namespace.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEADLINE = 30.0
 
 
 def tool(name: str) -> str:
-    """Return the absolute path of a program. A process in the test's Linux namespaces may have no PATH."""
+    """Return the absolute path of a program, because a process in the test's Linux namespaces can lack PATH."""
     path = shutil.which(name)
     assert path, f"{name} is not installed: apt-get install dash bash busybox-static util-linux"
     return path
@@ -39,8 +39,8 @@ class Options:
     """Options of a `Container` in one test.
 
     `uid` is the user of the image. `image_env` holds the variables of the image, and `env` those of the action. If
-    `late_helper` is true, the test starts the helper. If `start` is false, the test starts the commands. If `cloned` is
-    true, the workspace holds a file `cloned` of root, as after a clone.
+    `late_helper` is true, the test itself starts the helper later. If `start` is false, the test itself starts the
+    commands. If `cloned` is true, the workspace holds a file `cloned` that root owns, as after a clone.
     """
 
     uid: int | None = None
@@ -99,7 +99,7 @@ def abbreviation(marker: Marker) -> str:
 
 
 class Container:
-    """The supervisor as PID 1, and the helper that keeps its log in a file. A Container lives for one test."""
+    """The supervisor as PID 1, and a helper that keeps the log of the commands in a file. Lives for one test."""
 
     def __init__(self, folder: Path, shell: str, commands: Sequence[str], options: Options) -> None:
         self.folder = folder
@@ -163,7 +163,7 @@ class Container:
         )
 
     def wait_for_pid_1(self) -> None:
-        """Wait until PID 1 waits for the start of the commands."""
+        """Wait until the supervisor has opened the FIFO `go`, in which it waits for the start of the commands."""
         end = time.monotonic() + DEADLINE
         while f"{self.order}/go" not in self.files_of_pid_1():
             assert time.monotonic() < end
@@ -178,7 +178,7 @@ class Container:
             return []
 
     def start_commands(self) -> None:
-        """Start the commands, as an errand of the agent does that has filled the workspace."""
+        """Start the commands, as a program does that the agent has started by exec to fill the workspace."""
         workspace.start_commands("", "", f"{self.order}/go")
 
     def argv(self) -> list[str]:
@@ -216,7 +216,7 @@ class Container:
         return done.returncode
 
     def wait(self) -> Result:
-        """Wait until PID 1 and the log have ended. Return the result."""
+        """Wait until PID 1 has ended and the helper has recorded the end of the log. Return the result."""
         code = self.process.wait(DEADLINE)
         end = time.monotonic() + DEADLINE
         while self.helper and not (self.log.parent / "end").exists():

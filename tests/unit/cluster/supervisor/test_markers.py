@@ -87,8 +87,8 @@ def raw(items: list[bytes | Marker]) -> bytes:
         (PREFIX + PREFIX + b"s:1\n", [PREFIX, STARTED]),
         (b"a" + PREFIX + b"l:0:143\n", [b"a", LAST]),
         (PREFIX + b"l:0:143\n" + PREFIX + b"l:0:143\n", [PREFIX + b"l:0:143\n", LAST]),
-        # A marker that is not possible at its position stays in the log as text, such as an end marker before its start
-        # marker.
+        # A marker that is not possible at its position stays in the log as text. An example is an end marker before its
+        # start marker.
         *((look, [look]) for look in FORGED),
         *((look, [look]) for look in LOOKALIKES),
         *((look + PREFIX + b"s:1\n", [look, STARTED]) for look in LOOKALIKES),
@@ -171,5 +171,6 @@ def test_a_resumed_reader_goes_on_with_the_command_that_runs() -> None:
     assert MarkerReader(NONCE, 3, Cursor(100, command=2)).feed(PREFIX + b"f:2:0\n") == [
         Marker(MarkerKind.FINISHED, 2, 0)
     ]
-    # The cursor is at byte 100, but markers up to byte 150 were already sent. So the reader gets them a second time.
+    # The cursor is at byte 100, but the events of the markers up to byte 150 were already sent. So the reader reads
+    # these markers a second time.
     assert MarkerReader(NONCE, 3, Cursor(100, command=2, reported=150)).feed(again) == [Marker(MarkerKind.STARTED, 2)]

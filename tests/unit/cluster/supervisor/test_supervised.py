@@ -49,7 +49,7 @@ def replaced(*commands: str, command: int, text: str | None = "") -> Case:
 
 
 NO = "echo no"
-KERNEL_LIMIT = 128 * 1024  # bytes of one argument; a command may be longer
+KERNEL_LIMIT = 128 * 1024  # Bytes. Linux allows no longer argument of a process, but a command may be longer.
 LONG = "#" + "x" * KERNEL_LIMIT
 
 ENDS = [
@@ -281,7 +281,8 @@ def test_a_variable_that_the_shell_obeys_changes_no_verdict_and_shows_nothing(
     shell: str, name: str, of_image: bool
 ) -> None:
     env = OBEYED if name == "all" else {name: OBEYED[name]}
-    # Variables that no shell can export become variables of the container, as those of the image are.
+    # The agent sets variables that no shell can export in the pod's manifest. So they reach container `action` like the
+    # variables of the image.
     exported = {} if of_image else {name: value for name, value in env.items() if name not in NOT_EXPORTABLE}
     options = Options(env=exported, image_env={n: value for n, value in env.items() if n not in exported})
     result = run(shell, "echo a", "x=1; echo $x", "echo b >&2", options=options)
@@ -302,7 +303,7 @@ SHELL_OPTION_LISTS = [
 
 
 def shellopts(way: str, value: str) -> Options:
-    """Return options of a container whose image or action sets SHELLOPTS."""
+    """Return options of a container. `way` names what sets SHELLOPTS: the image or the action."""
     return Options(image_env={"SHELLOPTS": value}) if way == IMAGE else Options(env={"SHELLOPTS": value})
 
 
@@ -467,7 +468,7 @@ def test_another_user_can_write_to_standard_output_by_its_name(shell: str) -> No
 
 
 def test_programs_that_look_for_a_command_find_only_what_the_commands_start(shell: str) -> None:
-    """`pgrep -f` and `pkill -f` compare the arguments of each process."""
+    """`pgrep -f` and `pkill -f` compare the arguments of each process. The supervisor itself must not match."""
     find = "for each in /proc/[0-9]*; do tr '\\0' ' ' <$each/cmdline | grep {} | sed 's/ *$//'; done"
     result = run(
         shell,

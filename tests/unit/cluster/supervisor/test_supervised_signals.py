@@ -9,7 +9,7 @@ from agent.cluster.supervisor.termination import Ending
 from tests.unit.cluster.supervisor.shells import SHELLS, Options, Result, container
 
 LONG = 20.0
-# The child prints `ready`. A TERM between an `echo` of the shell and the start of the child would miss the child.
+# The child itself prints `ready`. If the shell printed it, TERM could arrive before the child has started.
 SLEEPS = "sh -c 'echo ready; exec sleep 1000'"
 STUBBORN = "sh -c 'trap \"\" TERM; echo ready; while :; do sleep 0.05; done'"
 

@@ -1,4 +1,4 @@
-"""The log forwarder never blocks the other tasks of the agent for long, whatever the log and the secrets are."""
+"""The log forwarder never blocks the other tasks of the agent for long, for any log and any secrets."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Any bytes as the log of an action: no error, no secret, and work that is bounded by the bytes.
+"""The log of an action may hold any bytes. No bytes cause an error or show a secret, and the work is bounded.
 
-Steps are executed lines of Python. `test_masking` counts the steps inside the search for secrets too.
+The tests measure the work as the number of executed lines of Python (steps). `test_masking` also counts the steps of
+the search for secrets.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from agent.domain.events import CommandFinished, CommandStarted
 from tests.fakes.steps import within
 from tests.unit.execution.logs.test_forwarder import MARK, FakeSession
 
-# The largest number of steps for an empty log, for each byte of a log, and for each piece that the log comes in.
+# The largest number of executed lines of Python (steps) for an empty log, for each byte of a log, and for each piece in
+# which the log arrives.
 STEPS, STEPS_PER_BYTE, STEPS_PER_PIECE = 20_000, 12, 2500
 SECRETS = {"TOKEN": "correct-horse", "LINES": "first line\nsecond line", **{f"A{n}": "a" * n for n in range(4, 60)}}
 PARTS = st.one_of(
@@ -35,7 +37,7 @@ def forward(pieces: list[bytes]) -> FakeSession:
 
 
 def check(session: FakeSession) -> None:
-    """Check what the forwarder sent: no secret, at most two events per command, and text that a view can show."""
+    """Check the sent events: no secret, at most two events per command, and text that terminals can show."""
     assert b"correct-horse" not in session.text
     assert b"aaaa" not in session.text
     assert len([each for each in session.events if isinstance(each, CommandStarted | CommandFinished)]) <= 4

@@ -261,8 +261,8 @@ def test_the_steps_are_bounded_by_the_bytes(secrets: list[bytes], pieces: list[b
     for start in range(0, len(text), size):
         masker.feed(text[start : start + size])
         calls += 1
-    # Each call searches again up to LONGEST bytes that the previous call held back, and at the end of the text up to
-    # LONGEST bytes for the beginning of a secret.
+    # Each call of `feed` searches up to LONGEST bytes a second time, because the previous call held them back. It also
+    # searches up to LONGEST bytes at the end of its text for the beginning of a secret.
     assert masker.finder.steps <= len(text) + 2 * LONGEST * calls
 
 

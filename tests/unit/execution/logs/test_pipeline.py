@@ -202,7 +202,7 @@ def test_a_marker_in_text_that_is_left_out_still_counts() -> None:
 
 
 def test_bytes_over_the_limit_of_the_log_have_one_notice() -> None:
-    """The pod drops these bytes. The text before may be the beginning of a secret that goes on in them."""
+    """The helper drops these bytes. The text before them can be the beginning of a secret that continues in them."""
     payload = b"line\n" + finished(1) + b"1234 secr"
     for block in (1, 13, 1000):
         out = run(payload, into := stream(secrets=(b"secret-value",)), block=block, dropped=99)

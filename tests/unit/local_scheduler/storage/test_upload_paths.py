@@ -112,7 +112,8 @@ def test_modes_are_kept_without_the_dangerous_bits(tmp_path: Path) -> None:
 
 
 def test_the_umask_holds_for_files(tmp_path: Path) -> None:
-    # Attack: the pod's umask is 0, so a file that any local user can write would arrive.
+    # Attack: an action gives its file mode 0777. Without the umask of the local scheduler, any local user could write
+    # the file.
     before = os.umask(0o027)
     try:
         store(tmp_path, (b"x", b"1"), (b"y", b"2"), mode=0o777)

@@ -1,4 +1,4 @@
-"""Which addresses may run actions over the classic protocol."""
+"""The callers that may run actions over the classic protocol, given by their addresses."""
 
 from __future__ import annotations
 

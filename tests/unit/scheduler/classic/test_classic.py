@@ -1,4 +1,7 @@
-"""The pure parts of the classic protocol: health, address, exit code, decoding of the log, and the file store."""
+"""The parts of the classic protocol that need no gRPC.
+
+These are the health, the address, the exit code, the decoding of the log, and the file store.
+"""
 
 from __future__ import annotations
 
@@ -193,7 +196,7 @@ def make_call(*commands: str, echo: bool = False) -> Call:
 
 
 async def responses_of(call: Call, *events: Event, outcome: Outcome | None = None) -> list[ActionResponseStream]:
-    """Take a call's first response, send it `events` and the end of the action, and return its further responses.
+    """Send `events` and the end of the action to a call, after its first response. Return its later responses.
 
     Without `outcome`, the action ends with success.
     """

@@ -1,4 +1,4 @@
-"""When a report of the agent's health to the scheduler is due, tested without a stream."""
+"""When a report of the agent's health to the scheduler is due, tested without a gRPC stream."""
 
 from __future__ import annotations
 

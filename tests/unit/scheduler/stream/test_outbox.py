@@ -1,6 +1,7 @@
 """Test the outbox of events, without a gRPC stream.
 
-The tests cover event numbers, windows, the order in which sessions take turns, resume points and adoption.
+The tests cover event numbers, the windows of unacknowledged events, the order in which sessions send, resume points and
+adoption.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from agent.domain.events import CommandStarted, Event, LogChunk, Source
 from agent.domain.log_cursor import Cursor
 from agent.domain.session_state import Resume, SessionState
 from agent.scheduler.stream.outbox import Outbox, Outgoing
+from agent.scheduler.stream.session_outbox import MAX_JOINED
 from agent.telemetry.metrics import Metrics
 from tests.fakes.waiting import poll_until
 
@@ -141,12 +143,11 @@ async def test_a_sent_chunk_of_log_is_never_joined(outbox: Outbox) -> None:
         (LogChunk(b"1"), LogChunk(b"2", None, Source.AGENT)),
         # A join of these two chunks would lose the exact cursor of the first chunk.
         (LogChunk(b"1", Cursor(1)), LogChunk(b"2")),
-        (LogChunk(bytes(BIG)), LogChunk(b"2")),
+        (LogChunk(bytes(MAX_JOINED)), LogChunk(b"2")),
     ],
 )
-async def test_chunks_of_different_sources_or_without_a_cursor_are_not_joined(
-    outbox: Outbox, first: LogChunk, second: LogChunk
-) -> None:
+async def test_chunks_are_not_joined_if_source_or_cursor_or_size_forbid_it(first: LogChunk, second: LogChunk) -> None:
+    outbox = Outbox(4 * MAX_JOINED, Metrics())
     session = outbox.open(KEY)
     await session.send(first)
     await session.send(second)
@@ -161,15 +162,16 @@ async def test_chunks_of_log_are_not_joined_across_another_event(outbox: Outbox)
     assert [item.event for item in drain(outbox)] == sent
 
 
-async def test_joined_log_is_at_most_64_kib(outbox: Outbox) -> None:
+async def test_joined_log_has_a_maximum_size() -> None:
+    outbox = Outbox(4 * MAX_JOINED, Metrics())
     session = outbox.open(KEY)
     for _ in range(3):
-        await session.send(LogChunk(bytes(BIG // 2)))
+        await session.send(LogChunk(bytes(MAX_JOINED // 2)))
     sizes = [len(item.event.data) for item in drain(outbox) if isinstance(item.event, LogChunk)]
-    assert sizes == [BIG, BIG // 2]
+    assert sizes == [MAX_JOINED, MAX_JOINED // 2]
 
 
-# ---- the window
+# ---- the window of one session: the bytes of its unacknowledged events
 
 
 async def test_a_full_window_makes_the_sender_wait(outbox: Outbox) -> None:
@@ -226,7 +228,7 @@ async def test_a_closed_session_outbox_ends_all_waits_and_keeps_no_event(outbox:
     assert (kept(outbox), outbox.session_states()) == (0, ())
 
 
-# ---- turns of the sessions
+# ---- the order in which sessions send
 
 
 async def test_a_session_with_much_output_delays_others_by_one_event(outbox: Outbox) -> None:
@@ -387,7 +389,7 @@ async def test_files_need_a_connection(outbox: Outbox) -> None:
         await session.upload(None)  # type: ignore[arg-type]
 
 
-# ---- random steps of a scheduler
+# ---- random sequences of steps with a simulated scheduler
 
 
 @settings(deadline=None)
@@ -399,8 +401,8 @@ def test_no_event_is_lost_repeated_or_reordered_in_any_sequence_of_steps(steps: 
 async def walk(steps: list[str]) -> None:
     """Run an outbox against a simulated scheduler.
 
-    `steps` names what happens in turn: a log chunk, another event, one sent event, an acknowledgement, or a broken
-    stream.
+    `steps` names what happens in turn. "log" is a new log chunk and "event" a new event of another kind. "take" sends
+    one event. "ack" is an acknowledgement, and "break" is a broken stream.
     """
     outbox = Outbox(1 << 30, Metrics())
     session = outbox.open(KEY)
@@ -441,7 +443,7 @@ async def walk(steps: list[str]) -> None:
     assert session.used == 0
 
 
-# ---- the window of all sessions
+# ---- the common window of all sessions: the bytes of their unacknowledged events
 
 
 def keys(number: int) -> list[Key]:
@@ -468,7 +470,7 @@ async def test_the_bytes_of_many_sessions_together_are_bounded() -> None:
             outbox.ack(item.key, item.seq)
     await asyncio.gather(*tasks)
     assert sent == [40] * 50
-    # The outbox always accepts one event of each session, even over its window, so that every session advances.
+    # The outbox always accepts one event of each session, even if the common window is full. So every session advances.
     assert 1 << 20 < most <= (1 << 20) + 50 * (BIG + 256)
     assert (outbox.used, outbox.waiting_for_room) == (0, {})
 
