@@ -197,7 +197,10 @@ class PipelineRegistry:
         return any(record.plan.features for run in open_runs for record in run.records.values())
 
     def ready_records(self) -> Iterator[ActionRecord]:
-        """Yield the waiting actions for which all actions in `needs` have succeeded. End those whose inputs are missing."""
+        """Yield the waiting actions for which all actions in `needs` have succeeded.
+
+        End the actions whose inputs are missing.
+        """
         for record in self.open_records():
             needed = (record.run.records[need].state.outcome for need in record.plan.needs)
             if record.state.status is ActionStatus.WAITING and all(
