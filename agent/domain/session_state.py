@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent.domain.actions import Cancel, Key
+    from agent.domain.artifacts import Input
 
 
 class Feature(Enum):
@@ -23,6 +24,7 @@ class Feature(Enum):
     """
 
     SERVICES = "services"
+    INPUTS = "inputs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class Resume:
     `seq` is the number of the last stored event. `cursor` is the last stored cursor. `stage` is the last stored stage,
     None for none. `command` is the last command whose start is stored, 0 for none. `cancel` is a stop request that the
     session has to follow, None without one. `secrets` is set only for adopted sessions, because the adopting agent
-    cannot read the Secret that the former agent created.
+    cannot read the Secret that the former agent created. `inputs` is set only for adopted
+    sessions whose commands may not have begun.
     """
 
     key: Key
@@ -55,6 +58,7 @@ class Resume:
     command: int = 0
     cancel: Cancel | None = None
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    inputs: tuple[Input, ...] = ()
 
 
 class Readiness(Enum):

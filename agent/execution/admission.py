@@ -22,12 +22,12 @@ from agent.domain.references.repository_url import (
     url_matches,
 )
 from agent.domain.references.secret_name import checked_secret_name
+from agent.domain.session_state import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from agent.domain.actions import Action, Resources
-    from agent.domain.session_state import Feature
     from agent.settings import PolicySettings, Settings
 
 # Maximum number of bytes in all commands together. The same number limits all variables together, with their names. The
@@ -49,7 +49,7 @@ DIGEST = re.compile(r"[^@]@sha256:[0-9a-f]{64}\Z")
 def agent_features(settings: Settings) -> tuple[Feature, ...]:
     """Return the features of the contract that this agent has. A setting can switch a feature off."""
     del settings
-    return ()
+    return (Feature.INPUTS,)
 
 
 def admit(

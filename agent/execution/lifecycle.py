@@ -17,6 +17,7 @@ from agent.domain.events import Source
 from agent.domain.observations import Exited, Lost, Running, SetupFailed
 from agent.execution.artifacts import collect
 from agent.execution.commands import environment_lost, run_commands
+from agent.execution.inputs import provide_inputs
 from agent.execution.session import Interrupted
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from agent.execution.session import Session
     from agent.settings import Settings
 
-    Start = Callable[[Session, Environment], Awaitable[None]]
+    Start = Callable[[Session, Environment, Settings], Awaitable[None]]
 
 log = structlog.get_logger()
 
@@ -71,7 +72,7 @@ async def run_once(session: Session, environment: Environment, start: Start, set
     try:
         if not session.progress.stored_seq:
             await session.reporter.accept(environment.name)
-        await start(session, environment)
+        await start(session, environment, settings)
         end = await run_commands(session, environment, settings)
         outcome = await collect(session, environment, end, settings)
     except ActionFailed as failure:
@@ -83,7 +84,7 @@ async def run_once(session: Session, environment: Environment, start: Start, set
     await session.finish(outcome)
 
 
-async def take_over(session: Session, environment: Environment, *, resume: Resume) -> None:
+async def take_over(session: Session, environment: Environment, settings: Settings, *, resume: Resume) -> None:
     """Create what is missing of an adopted environment, and wait until its commands run or have ended.
 
     Raises:
@@ -93,12 +94,14 @@ async def take_over(session: Session, environment: Environment, *, resume: Resum
     session.progress.environment_created()
     if resume.cancel is not None:
         session.cancel(resume.cancel)
-    if not environment.running_for:
-        await wait_until_running(session, environment)
-    session.progress.count_earlier_run(environment.running_for)
+    # The container runs while it waits for inputs.
+    waits = session.awaits_inputs
+    if waits or not environment.running_for:
+        await wait_until_running(session, environment, settings)
+    session.progress.count_earlier_run(0.0 if waits else environment.running_for)
 
 
-async def set_up(session: Session, environment: Environment) -> None:
+async def set_up(session: Session, environment: Environment, settings: Settings) -> None:
     """Create the environment, unless it exists, and wait until its commands run or have ended.
 
     Raises:
@@ -110,11 +113,11 @@ async def set_up(session: Session, environment: Environment) -> None:
     if not session.progress.environment_exists:
         await session.run_until_stopped(environment.create(partial(session.reporter.enter, Stage.SETUP)))
         session.progress.environment_created()
-    await wait_until_running(session, environment)
+    await wait_until_running(session, environment, settings)
 
 
-async def wait_until_running(session: Session, environment: Environment) -> None:
-    """Wait until the commands run or have ended.
+async def wait_until_running(session: Session, environment: Environment, settings: Settings) -> None:
+    """Wait until the commands run or have ended. Fill the workspace first if the commands wait for it.
 
     Re-create the environment once if it is lost before the commands started.
 
@@ -123,11 +126,9 @@ async def wait_until_running(session: Session, environment: Environment) -> None
     """
     for last in (False, True):
         seen = await session.run_until_stopped(observe_setup(session, environment))
+        if isinstance(seen, Running):
+            seen = await fill_workspace(session, environment, settings) or seen
         if isinstance(seen, (Running, Exited)):
-            if environment.interactive and isinstance(seen, Running):
-                await session.run_until_stopped(
-                    environment.upload_workspace(partial(session.reporter.enter, Stage.SETUP))
-                )
             if environment.setup_notice:
                 await session.reporter.write_log(environment.setup_notice)
             return
@@ -138,6 +139,21 @@ async def wait_until_running(session: Session, environment: Environment) -> None
             raise environment_lost(session.reporter.stage, seen)
         await session.reporter.write_log(f"{seen.message}; no command had run, so the pod is re-created", Source.SETUP)
         await session.run_until_stopped(recreate(session, environment))
+
+
+async def fill_workspace(session: Session, environment: Environment, settings: Settings) -> Observation | None:
+    """Copy the working tree of the person at the terminal, and the inputs, into a running environment.
+
+    Returns the last observation of the environment if it ends meanwhile, else None.
+
+    Raises:
+        ActionFailed, Interrupted: the commands do not start.
+    """
+    if environment.interactive:
+        await session.run_until_stopped(environment.upload_workspace(partial(session.reporter.enter, Stage.SETUP)))
+    if session.awaits_inputs:
+        return await session.run_until_stopped(provide_inputs(session, environment, settings))
+    return None
 
 
 async def recreate(session: Session, environment: Environment) -> None:

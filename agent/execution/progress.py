@@ -43,7 +43,7 @@ class SessionProgress:
     """The progress of one session, owned by its `Session`.
 
     `outcome` and `commands_end` are set once and never change. `command` is the number of the last command that
-    started.
+    started. `inputs_copied`: this agent has copied the files of other actions into the environment.
 
     `log_start` is the cursor at which this agent begins to read the log. `stored_seq` is the number of the last event
     in the resume point, 0 for a new session. Acknowledgements do not change `stored_seq`. `log_start` and `stored_seq`
@@ -58,6 +58,7 @@ class SessionProgress:
         self.log_start = Cursor()
         self.stored_seq = 0
         self.seconds_already_run = 0.0
+        self.inputs_copied = False
         self.resume_point: asyncio.Future[Resume] | None = None
         if adopted:
             self.resume_point = asyncio.get_running_loop().create_future()

@@ -10,8 +10,10 @@ import json
 from typing import Any
 
 from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS, When
+from agent.domain.artifacts import MAX_INPUTS
 from agent.domain.quantities import DURATION, QUANTITY
 from agent.pipeline.action_keys import ARTIFACT_KEYS, CLASS, REPO_KEYS, RESOURCE_KEYS, SHELL_KEYS, VARIABLE
+from agent.pipeline.inputs import INPUT_KEYS
 from agent.pipeline.parser import ACTION_KEYS, DEFAULT_KEYS, KEYS_OF_SEVERAL, MAX_ACTIONS, NAME, PIPELINE_KEYS
 from agent.pipeline.structure.conditions import MAX_RETRIES, RETRY_KEYS, RETRY_REASONS, Condition
 
@@ -51,6 +53,10 @@ DESCRIPTIONS = {
     "shell": "Options of the shell.",
     "pipefail": "Whether a failure inside a pipe fails the command.",
     "needs": "Actions that must end before this action starts.",
+    "inputs": "Artifacts of other actions that are copied into the workspace before the first command.",
+    "from": "The action whose artifacts are copied, one of the needs.",
+    "to": "A folder of the workspace. Default: the files keep their paths.",
+    "optional": "Start the action even if no artifact matches. Default: false.",
     "retry": "Further attempts after a failure. A number alone counts for reasons of the infrastructure only.",
     "times": "Number of further attempts.",
     "reasons": "Reasons of a failure after which another attempt follows. Default: those of the infrastructure.",
@@ -93,6 +99,12 @@ def action_values() -> dict[str, Schema]:
         "lfs": BOOLEAN,
         "credentials": TEXT,
     }
+    files: dict[str, Schema] = {
+        "from": {"type": ["string", "number"]},
+        "paths": globs | {"description": "Globs of the artifacts to copy. Default: all."},
+        "to": TEXT,
+        "optional": BOOLEAN,
+    }
     rules = {"paths": globs, "exclude": globs, "when": {"enum": [each.value for each in When]}}
     times: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_RETRIES}
     reasons = texts({"enum": [each.value for each in RETRY_REASONS]})
@@ -118,6 +130,7 @@ def action_values() -> dict[str, Schema]:
             "propertyNames": {"pattern": whole(VARIABLE.pattern)},
             "additionalProperties": texts({"type": SCALAR}, minItems=1) | {"uniqueItems": True},
         },
+        "inputs": texts(mapping(INPUT_KEYS, files, required=("from",)), maxItems=MAX_INPUTS),
     }
 
 

@@ -50,12 +50,18 @@ class DebugOptions:
     shell: bool = False
 
     async def upload_tree(
-        self, client: Client, target: ContainerRef, workspace: str, notify: Callable[[str], Awaitable[None]]
+        self,
+        client: Client,
+        target: ContainerRef,
+        workspace: str,
+        notify: Callable[[str], Awaitable[None]],
+        *,
+        start: bool = True,
     ) -> None:
         """Extract the tar file `self.tree` into the folder `workspace` of container `target`.
 
-        The supervisor starts the commands when the upload is complete. `notify` is called before the upload, with a
-        sentence that states the size of the tree.
+        With `start`, the supervisor starts the commands when the upload is complete. `notify` is called before the
+        upload, with a sentence that states the size of the tree.
 
         Raises:
             ActionFailed: the upload failed.
@@ -64,7 +70,7 @@ class DebugOptions:
             return
         tree, size = self.tree, self.tree.stat().st_size
         await notify(f"copying the working tree, {size / 1e6:.1f} MB")
-        argv = [*packaging.receive_tree_program(), workspace, packaging.SNAPSHOT, GO, str(size)]
+        argv = [*packaging.receive_tree_program(), workspace, packaging.SNAPSHOT, GO if start else "", str(size)]
         stream = ExecStream(client, target, argv, seconds=UPLOAD_SECONDS, stdin=True)
         try:
             async with stream:

@@ -16,10 +16,8 @@ import structlog
 
 from agent.cluster.api import exec as execs
 from agent.cluster.api.container_ref import ContainerRef
-from agent.cluster.artifacts import collect
-from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.ending.pod_ending import PodEnding
-from agent.cluster.environment import failure_report
+from agent.cluster.environment import failure_report, transfers
 from agent.cluster.environment.containers import PodContainers
 from agent.cluster.environment.requests import create_fitting_pod, create_secret, delete_pod, find_own_uid
 from agent.cluster.logs import follower
@@ -37,12 +35,12 @@ from agent.domain.observations import FINAL, LogEnd, LogLost, Lost, SetupFailed
 from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 
     from agent.cluster.environment.context import Context
     from agent.cluster.environment.registry import EnvironmentRegistry
     from agent.domain.actions import ArtifactRules
-    from agent.domain.artifacts import FilePart
+    from agent.domain.artifacts import FileData, FilePart, InputFile
     from agent.domain.log_cursor import Cursor
     from agent.domain.observations import Collected, LogItem, Observation
     from agent.domain.outcome import Outcome
@@ -239,21 +237,15 @@ class PodEnvironment:
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
         """Copy the files that match `rules` out of the pod, within `seconds`. The last item is `Collected`."""
-        settings = self.context.settings.artifacts
-
-        def open_exec(argv: list[str], seconds: float) -> execs.ExecStream:
-            return execs.ExecStream(self.client, self.helper_container, argv, seconds=seconds)
-
-        limits = ArchiveLimits(
-            files=settings.max_files,
-            file_bytes=settings.max_file_size,
-            total_bytes=settings.max_total_size,
-            seconds=seconds,
-        )
-        items = collect.collect(open_exec, rules, limits, workspace=self.workspace)
+        items = transfers.collect_files(self.client, self.helper_container, self.context.settings, rules, seconds)
         async with aclosing(items):
             async for item in items:
                 yield item
+
+    async def receive_inputs(self, items: AsyncIterator[InputFile | FileData], seconds: float) -> None:
+        """Copy files into the workspace within `seconds`, then let the commands start."""
+        target, snapshot = self.helper_container, self.plan.wants_snapshot
+        await transfers.receive_inputs(self.client, target, self.workspace, items, seconds, snapshot=snapshot)
 
     @property
     def helper_container(self) -> ContainerRef:
@@ -276,7 +268,10 @@ class PodEnvironment:
         # After a state loss of the scheduler the session calls this method again, perhaps while the commands run. A
         # second upload would overwrite the files of the commands.
         if self.context.debug is not None and self.uploaded_uid != self.uid:
-            await self.context.debug.upload_tree(self.client, self.helper_container, self.workspace, notify)
+            start = not self.plan.action.inputs
+            await self.context.debug.upload_tree(
+                self.client, self.helper_container, self.workspace, notify, start=start
+            )
             self.uploaded_uid = self.uid
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:

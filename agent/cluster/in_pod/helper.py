@@ -13,7 +13,7 @@ import time
 
 from agent.cluster.in_pod.log_keeper import LogKeeper
 from agent.cluster.in_pod.order import GO, SUPERVISOR, read_order, write, write_order
-from agent.cluster.in_pod.workspace import change_owner, start_commands, take_snapshot
+from agent.cluster.in_pod.workspace import USER, change_owner, start_commands, take_snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def main(arguments: list[str], scripts: Mapping[str, str]) -> None:
     keeper.deadline = began + order["seconds"]
     keeper.limit, keeper.drain, keeper.copy.key = order["log_limit"], order["drain"], order["log_key"]
     write_order(order, folder, scripts["setup"])
-    if not order["snapshot"]:
-        snapshot = ""
+    if not order["snapshot"] or not order["start"]:
+        snapshot = ""  # an errand takes the snapshot when the workspace is complete
     if order["change_owner"]:
         snapshot = hand_over(keeper, order["workspace"], snapshot)
     if order["start"]:
@@ -53,4 +53,6 @@ def hand_over(keeper: LogKeeper, workspace: str, snapshot: str) -> str:
     if snapshot:
         take_snapshot(workspace, snapshot)
     user = keeper.wait_for_user()
-    return snapshot if user and change_owner(workspace, *user) else ""
+    changed = user is not None and change_owner(workspace, *user)
+    write(keeper.log_folder, USER, f"{user[0]} {user[1]}\n" if user else "")
+    return snapshot if changed else ""

@@ -32,7 +32,7 @@ class LimitedReader:
 
 
 def main(arguments: list[str]) -> None:
-    """Run with the arguments WORKSPACE SNAPSHOT GO SIZE: GO is the FIFO that starts the commands.
+    """Run with the arguments WORKSPACE SNAPSHOT GO SIZE: GO is the FIFO that starts the commands, "" to start none.
 
     SIZE is the number of bytes of the tar.
     """
@@ -48,4 +48,5 @@ def main(arguments: list[str]) -> None:
     # `tarfile` stops at the end marker. The sender still writes the padding that follows the end marker.
     while source.read(1 << 16):
         pass
-    start_commands(workspace, snapshot, go)
+    if go:
+        start_commands(workspace, snapshot, go)

@@ -24,6 +24,8 @@ ORDER_SECONDS = 60  # maximum number of seconds until container `helper` has wri
 MAX_NAME = 4096  # maximum number of bytes of a path, as in `agent.domain.paths`, which cannot be imported here
 TOO_LONG = f"a path longer than {MAX_NAME} bytes"
 TERMINATION = "/dev/termination-log"
+USER = "user"  # file of the log's folder: user and group of the commands, written when the workspace belongs to them
+STARTED = "started"  # file of the order's folder: the commands may have begun
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # id of the clock that the kernel uses for file times; the module `time` has no name for this clock
 CLOCK_REALTIME_COARSE = 5
@@ -136,10 +138,17 @@ def start_commands(workspace: str, snapshot: str, go: str) -> None:
             termination.write(READY)
     except OSError:
         pass  # the program does not run in a container
+    # A later errand, for example of an agent that has adopted the pod, sees this file and changes nothing.
+    os.close(os.open(os.path.join(os.path.dirname(go), STARTED), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
     # The helper has the FIFO open, so neither this open nor the write waits.
     fifo = os.open(go, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     os.write(fifo, b"run\n")
     os.close(fifo)
+
+
+def commands_started(go: str) -> bool:
+    """Return whether the commands may have begun. GO is the FIFO that starts them."""
+    return os.path.exists(os.path.join(os.path.dirname(go), STARTED))
 
 
 def take_snapshot(workspace: str, snapshot: str) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agent.local_scheduler.storage.changes import ActionFiles
     from agent.pipeline.events import PipelineEvent
 
-VERSION = 1
+VERSION = 2
 TABLES = """
 CREATE TABLE pipelines (
     id TEXT PRIMARY KEY, source TEXT NOT NULL, text TEXT NOT NULL, submitted REAL NOT NULL, ended INTEGER NOT NULL
@@ -38,7 +38,7 @@ CREATE TABLE events (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE files (
     pipeline TEXT NOT NULL, action TEXT NOT NULL, path BLOB NOT NULL, size INTEGER NOT NULL, sha256 BLOB NOT NULL,
-    PRIMARY KEY (pipeline, action, path)
+    mode INTEGER NOT NULL DEFAULT 420, PRIMARY KEY (pipeline, action, path)
 ) STRICT, WITHOUT ROWID;
 """
 SAVE_PIPELINE = """
@@ -55,12 +55,15 @@ INSERT OR REPLACE INTO actions (
 """
 SAVE_EVENT = "INSERT INTO events (pipeline, position, event) VALUES (:pipeline, :position, :event)"
 SAVE_FILE = """
-INSERT INTO files (pipeline, action, path, size, sha256) VALUES (:pipeline, :action, :path, :size, :sha256)
+INSERT INTO files (pipeline, action, path, size, sha256, mode)
+VALUES (:pipeline, :action, :path, :size, :sha256, :mode)
 """
+# Changes the tables of version 1. The mode of their files is not known, so it becomes 0644.
+UPGRADE_1 = "BEGIN IMMEDIATE; ALTER TABLE files ADD COLUMN mode INTEGER NOT NULL DEFAULT 420;"
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Create the tables of a new database.
+    """Create the tables of a new database, or change those of an older version.
 
     Raises:
         ValueError: another version created the tables.
@@ -68,6 +71,9 @@ def prepare(connection: sqlite3.Connection) -> None:
     connection.row_factory = sqlite3.Row
     (found,) = connection.execute("PRAGMA user_version").fetchone()
     if found == VERSION:
+        return
+    if found == 1:
+        connection.executescript(f"{UPGRADE_1} PRAGMA user_version = {VERSION}; COMMIT;")
         return
     if found:
         raise ValueError(f"its tables have version {found}, this program reads {VERSION}")
@@ -222,6 +228,7 @@ def replace_files(connection: sqlite3.Connection, files: ActionFiles) -> None:
             "path": each.path,
             "size": each.size,
             "sha256": each.sha256,
+            "mode": each.mode,
         }
         for each in files.files
     )
@@ -236,7 +243,8 @@ def delete_files(connection: sqlite3.Connection, pipeline: str, action: str) -> 
 def load_files(connection: sqlite3.Connection, pipeline: str) -> dict[str, list[FileStored]]:
     """Return the files of a pipeline by the name of their action."""
     files: dict[str, list[FileStored]] = {}
-    query = "SELECT action, path, size, sha256 FROM files WHERE pipeline = ?"
+    query = "SELECT action, path, size, sha256, mode FROM files WHERE pipeline = ?"
     for row in connection.execute(query, (pipeline,)):
-        files.setdefault(row["action"], []).append(FileStored(row["path"], row["size"], row["sha256"]))
+        file = FileStored(row["path"], row["size"], row["sha256"], row["mode"])
+        files.setdefault(row["action"], []).append(file)
     return files

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from agent.domain import actions as domain
 from agent.domain import session_state
+from agent.domain.artifacts import MAX_INPUT_FILES, MAX_INPUTS, Input, InputFile
+from agent.domain.paths import safe_components
 from agent.protocol.translate.fields import (
     MAX_DURATION,
     MAX_GRACE,
@@ -19,6 +21,9 @@ from agent.protocol.translate.fields import (
     seconds,
 )
 from agent.protocol.wire import agent_pb2 as wire
+
+# Number of bytes of a SHA-256 digest.
+SHA256_BYTES = 32
 
 # ---- functions for the agent, which reads requests
 
@@ -54,7 +59,43 @@ def action(message: wire.Action) -> domain.Action:
         traceparent=message.traceparent,
         pipefail=message.shell.pipefail if message.shell.HasField("pipefail") else None,
         environment_class=message.environment_class,
+        inputs=inputs(message),
     )
+
+
+def inputs(message: wire.Action) -> tuple[Input, ...]:
+    """Return the inputs of an action.
+
+    Raises:
+        ActionFailed: there are too many, or a path leaves the workspace.
+    """
+    files = sum(len(each.files) for each in message.inputs)
+    if len(message.inputs) > MAX_INPUTS:
+        invalid("inputs", f"a list of {len(message.inputs)}", f"at most {MAX_INPUTS}")
+    if files > MAX_INPUT_FILES:
+        invalid("inputs", f"a list of {files} files in all", f"at most {MAX_INPUT_FILES}")
+    return tuple(input_of(f"inputs[{number}]", each) for number, each in enumerate(message.inputs, 1))
+
+
+def input_of(field: str, message: wire.Input) -> Input:
+    source = getattr(message, "from")  # `from` is a keyword of Python
+    if message.to:
+        check_path(f"{field}.to", message.to.encode())
+    files = tuple(InputFile(each.path, each.mode & 0o777, each.size, each.sha256) for each in message.files)
+    found = Input(source, message.to, files, message.optional)
+    for file in files:
+        check_path(f"{field}.files.path", found.target(file))
+        if len(file.sha256) != SHA256_BYTES:
+            invalid(f"{field}.files.sha256", f"a value of {len(file.sha256)} bytes", f"{SHA256_BYTES} bytes")
+    return found
+
+
+def check_path(field: str, path: bytes) -> None:
+    """Refuse a path that leaves the workspace."""
+    try:
+        safe_components(path)
+    except ValueError:
+        invalid(field, repr(path[:200]), "a relative path without empty parts, '.' and '..'")
 
 
 def repository(message: wire.Repository) -> domain.Repository:
@@ -99,6 +140,7 @@ def resume(message: wire.Resume) -> session_state.Resume:
         command=message.command,
         cancel=cancel(message.pending_cancel) if message.HasField("pending_cancel") else None,
         secrets=dict(message.secrets),
+        inputs=inputs(message.action),
     )
 
 
@@ -127,6 +169,7 @@ def action_message(value: domain.Action) -> wire.Action:
         traceparent=value.traceparent,
         shell=wire.Shell(pipefail=value.pipefail) if value.pipefail is not None else None,
         environment_class=value.environment_class,
+        inputs=[input_message(each) for each in value.inputs],
     )
     if (source := value.repository) is not None:
         message.repository.CopyFrom(
@@ -139,6 +182,13 @@ def action_message(value: domain.Action) -> wire.Action:
                 lfs=source.lfs,
             )
         )
+    return message
+
+
+def input_message(value: Input) -> wire.Input:
+    files = (wire.InputFile(path=each.path, mode=each.mode, size=each.size, sha256=each.sha256) for each in value.files)
+    message = wire.Input(to=value.to, files=files, optional=value.optional)
+    setattr(message, "from", human_text(value.source))
     return message
 
 
@@ -159,4 +209,5 @@ def resume_message(value: session_state.Resume) -> wire.Resume:
         command=value.command,
         pending_cancel=cancel_message(value.key.attempt_key, value.cancel) if value.cancel is not None else None,
         secrets=value.secrets,
+        action=wire.Action(inputs=[input_message(each) for each in value.inputs]) if value.inputs else None,
     )

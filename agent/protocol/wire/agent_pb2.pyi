@@ -166,6 +166,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """the scheduler or a person cancelled the action"""
     ARTIFACTS_FAILED: _Reason.ValueType  # 8
     """the commands succeeded, but the files could not be collected"""
+    INPUT_MISSING: _Reason.ValueType  # 10
+    """a file of another action that this action needs is not stored"""
     UNSCHEDULABLE: _Reason.ValueType  # 32
     """no node for the pod was found in time"""
     EVICTED: _Reason.ValueType  # 33
@@ -206,6 +208,8 @@ CANCELLED_BY_REQUEST: Reason.ValueType  # 7
 """the scheduler or a person cancelled the action"""
 ARTIFACTS_FAILED: Reason.ValueType  # 8
 """the commands succeeded, but the files could not be collected"""
+INPUT_MISSING: Reason.ValueType  # 10
+"""a file of another action that this action needs is not stored"""
 UNSCHEDULABLE: Reason.ValueType  # 32
 """no node for the pod was found in time"""
 EVICTED: Reason.ValueType  # 33
@@ -1067,6 +1071,7 @@ class Action(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
     SHELL_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_CLASS_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
@@ -1111,6 +1116,10 @@ class Action(_message.Message):
     @_builtins.property
     def artifacts(self) -> Global___ArtifactRules: ...
     @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Input]:
+        """files of other actions for the workspace, before the first command (feature `inputs`)"""
+
+    @_builtins.property
     def shell(self) -> Global___Shell:
         """unset: the agent's settings"""
 
@@ -1130,12 +1139,13 @@ class Action(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         artifacts: Global___ArtifactRules | None = ...,
         traceparent: _builtins.str = ...,
+        inputs: _abc.Iterable[Global___Input] | None = ...,
         shell: Global___Shell | None = ...,
         environment_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "repository", b"repository", "resources", b"resources", "shell", b"shell", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "commands", b"commands", "env", b"env", "environment_class", b"environment_class", "image", b"image", "name", b"name", "repository", b"repository", "resources", b"resources", "secrets", b"secrets", "shell", b"shell", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "commands", b"commands", "env", b"env", "environment_class", b"environment_class", "image", b"image", "inputs", b"inputs", "name", b"name", "repository", b"repository", "resources", b"resources", "secrets", b"secrets", "shell", b"shell", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1208,6 +1218,74 @@ class Repository(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Repository: _TypeAlias = Repository  # noqa: Y015
+
+@_typing.final
+class Input(_message.Message):
+    """Files that the scheduler has stored from another action. Part of Action. The agent copies them into the workspace
+    after the clone and before the first command. They are no artifacts of this action, unless its rules name their paths.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    OPTIONAL_FIELD_NUMBER: _builtins.int
+    to: _builtins.str
+    """folder in the workspace, relative and without ".."; empty: the workspace"""
+    optional: _builtins.bool
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputFile]:
+        """an input without files fails the attempt with INPUT_MISSING, unless it is optional"""
+
+    def __init__(
+        self,
+        *,
+        to: _builtins.str = ...,
+        files: _abc.Iterable[Global___InputFile] | None = ...,
+        optional: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "from", b"from", "optional", b"optional", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Input: _TypeAlias = Input  # noqa: Y015
+
+@_typing.final
+class InputFile(_message.Message):
+    """A file of an input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    path: _builtins.bytes
+    """relative to Input.to, without "..", as on the disk, so not necessarily UTF-8"""
+    mode: _builtins.int
+    """permission bits"""
+    size: _builtins.int
+    """number of bytes"""
+    sha256: _builtins.bytes
+    """the agent runs no command if the bytes that arrive have another hash"""
+    def __init__(
+        self,
+        *,
+        path: _builtins.bytes = ...,
+        mode: _builtins.int = ...,
+        size: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "path", b"path", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InputFile: _TypeAlias = InputFile  # noqa: Y015
 
 @_typing.final
 class Resources(_message.Message):
@@ -1408,6 +1486,7 @@ class Resume(_message.Message):
     COMMAND_FIELD_NUMBER: _builtins.int
     PENDING_CANCEL_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     attempt: _builtins.int
     claim: _builtins.int
@@ -1427,6 +1506,12 @@ class Resume(_message.Message):
     def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """values of the action's secrets; an adopting agent needs them to mask the log"""
 
+    @_builtins.property
+    def action(self) -> Global___Action:
+        """The inputs of the action, in an Action whose other fields the agent ignores. An adopting agent needs the inputs
+        unless a command has started. Unset if the action has no inputs.
+        """
+
     def __init__(
         self,
         *,
@@ -1439,10 +1524,11 @@ class Resume(_message.Message):
         command: _builtins.int = ...,
         pending_cancel: Global___Cancel | None = ...,
         secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        action: Global___Action | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["pending_cancel", b"pending_cancel"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "pending_cancel", b"pending_cancel"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "attempt", b"attempt", "claim", b"claim", "command", b"command", "cursor", b"cursor", "pending_cancel", b"pending_cancel", "secrets", b"secrets", "seq", b"seq", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "action_id", b"action_id", "attempt", b"attempt", "claim", b"claim", "command", b"command", "cursor", b"cursor", "pending_cancel", b"pending_cancel", "secrets", b"secrets", "seq", b"seq", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1515,8 +1601,9 @@ Global___Drain: _TypeAlias = Drain  # noqa: Y015
 class ArtifactChunk(_message.Message):
     """---------------------------------------------------------------------------------------------------------- files
 
-    Sent by the agent in a call of UploadArtifacts. The first chunk has the `header`. For each file follow a part `file`,
-    parts `data` in order, and a part `file_end`. The last part of the call is `end`. A chunk may hold many small files.
+    Sent by the agent in a call of UploadArtifacts, and by the scheduler in a call of FetchInput. In UploadArtifacts the
+    first chunk has the `header`. For each file follow a part `file`, parts `data` in order, and a part `file_end`. The
+    last part of the call is `end`. A chunk may hold many small files.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1575,8 +1662,43 @@ class UploadHeader(_message.Message):
 Global___UploadHeader: _TypeAlias = UploadHeader  # noqa: Y015
 
 @_typing.final
+class FetchInputRequest(_message.Message):
+    """The input whose files the agent wants. Sent by the agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    attempt: _builtins.int
+    claim: _builtins.int
+    agent_id: _builtins.str
+    """as in Register"""
+    input: _builtins.int
+    """position in Action.inputs, from 1"""
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        claim: _builtins.int = ...,
+        agent_id: _builtins.str = ...,
+        input: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "agent_id", b"agent_id", "attempt", b"attempt", "claim", b"claim", "input", b"input"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchInputRequest: _TypeAlias = FetchInputRequest  # noqa: Y015
+
+@_typing.final
 class ArtifactPart(_message.Message):
-    """One step of an upload."""
+    """One step of an upload or of an input."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1621,7 +1743,7 @@ class FileStart(_message.Message):
     SIZE_FIELD_NUMBER: _builtins.int
     path: _builtins.bytes
     """Relative to the workspace, without "..", as on the disk, so not necessarily UTF-8. A scheduler refuses other paths,
-    because an agent may be compromised.
+    because an agent may be compromised. In FetchInput as in InputFile.
     """
     mode: _builtins.int
     """permission bits"""
@@ -1644,8 +1766,8 @@ Global___FileStart: _TypeAlias = FileStart  # noqa: Y015
 
 @_typing.final
 class FileEnd(_message.Message):
-    """The current file is complete. If the hash differs, the scheduler discards the file, and refuses the call or does not
-    count the file in the receipt.
+    """The current file is complete. If the hash differs, the receiver discards the file. A scheduler then refuses the call
+    or does not count the file in the receipt. An agent then ends the attempt.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -176,7 +176,7 @@ async def test_the_folder_of_another_version_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / DATABASE)
     connection.execute("PRAGMA user_version = 9")
     connection.close()
-    with pytest.raises(StoreFailed, match="its tables have version 9, this program reads 1"):
+    with pytest.raises(StoreFailed, match="its tables have version 9, this program reads 2"):
         await Store(tmp_path, durable=True).open()
 
 
