@@ -16,7 +16,7 @@ from agent.domain.actions import Cancel
 from agent.domain.errors import AgentError
 from agent.domain.log_cursor import Cursor
 from agent.domain.session_state import Readiness, Resume
-from agent.local_scheduler.inputs import inputs_of, resumed_inputs
+from agent.local_scheduler.storage.inputs import inputs_of, resumed_inputs
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 

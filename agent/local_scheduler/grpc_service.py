@@ -17,8 +17,8 @@ from agent.domain.actions import Key
 from agent.domain.errors import ActionFailed, AgentError
 from agent.domain.session_state import Feature
 from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder
-from agent.local_scheduler.inputs import InputReader, selected_inputs
 from agent.local_scheduler.local_service import FilesNotStored, LocalService, aborts
+from agent.local_scheduler.storage.inputs import InputReader, selected_inputs
 from agent.local_scheduler.storage.store import StoreFailed
 from agent.local_scheduler.storage.uploads import Upload, UploadRefused
 from agent.pipeline.wire import local_pb2_grpc

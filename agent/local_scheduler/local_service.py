@@ -17,9 +17,9 @@ import grpc
 
 from agent.domain.errors import AgentError
 from agent.domain.outcome import Result
-from agent.local_scheduler.inputs import FileGone, InputsUnusable
 from agent.local_scheduler.registry import PipelineExists, PipelineIdInvalid, PipelineUnknown, StaleAttempt
 from agent.local_scheduler.storage.downloads import open_stored
+from agent.local_scheduler.storage.inputs import FileGone, InputsUnusable
 from agent.local_scheduler.storage.store import StoreFailed
 from agent.local_scheduler.storage.uploads import UploadRefused
 from agent.pipeline import parser

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from agent.domain.outcome import Outcome
     from agent.local_scheduler.action_state import ActionState
-    from agent.local_scheduler.inputs import InputReader, SelectedInput
     from agent.local_scheduler.storage.changes import StoredPipeline
+    from agent.local_scheduler.storage.inputs import InputReader, SelectedInput
     from agent.local_scheduler.storage.uploads import Upload
     from agent.pipeline.events import FileStored
     from agent.pipeline.parser import PipelineAction

@@ -18,9 +18,9 @@ import structlog
 from agent.domain.errors import AgentError, Reason, Stage
 from agent.domain.outcome import Outcome, Result
 from agent.local_scheduler.action_state import ActionState, ActionStatus
-from agent.local_scheduler.inputs import inputs_error
 from agent.local_scheduler.records import ActionRecord, PipelineRun
 from agent.local_scheduler.storage.changes import ActionFiles, Change, StoredPipeline
+from agent.local_scheduler.storage.inputs import inputs_error
 from agent.local_scheduler.storage.secret_files import SecretFiles
 from agent.local_scheduler.storage.store import KEPT_PIPELINES, Store, StoreFailed
 from agent.pipeline import events, parser
