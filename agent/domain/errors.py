@@ -53,6 +53,7 @@ class Reason(Enum):
     QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
     CLUSTER_UNAVAILABLE = "CLUSTER_UNAVAILABLE"
     INTERNAL = "INTERNAL"
+    OBJECT_STORE_UNAVAILABLE = "OBJECT_STORE_UNAVAILABLE"
 
     @property
     def infrastructure(self) -> bool:
@@ -77,6 +78,7 @@ INFRASTRUCTURE = frozenset(
         Reason.QUOTA_EXCEEDED,
         Reason.CLUSTER_UNAVAILABLE,
         Reason.INTERNAL,
+        Reason.OBJECT_STORE_UNAVAILABLE,
     }
 )
 

@@ -184,6 +184,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """the API server did not answer in time or refused a request"""
     INTERNAL: _Reason.ValueType  # 39
     """an error of the agent"""
+    OBJECT_STORE_UNAVAILABLE: _Reason.ValueType  # 40
+    """the object store did not answer in time or refused a request"""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why an attempt did not succeed. Numbers below 32 are the user's reasons: the action must change. Numbers from 32 on
@@ -226,6 +228,8 @@ CLUSTER_UNAVAILABLE: Reason.ValueType  # 38
 """the API server did not answer in time or refused a request"""
 INTERNAL: Reason.ValueType  # 39
 """an error of the agent"""
+OBJECT_STORE_UNAVAILABLE: Reason.ValueType  # 40
+"""the object store did not answer in time or refused a request"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final
@@ -1263,6 +1267,7 @@ class InputFile(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
     path: _builtins.bytes
     """relative to Input.to, without "..", as on the disk, so not necessarily UTF-8"""
     mode: _builtins.int
@@ -1271,6 +1276,8 @@ class InputFile(_message.Message):
     """number of bytes"""
     sha256: _builtins.bytes
     """the agent runs no command if the bytes that arrive have another hash"""
+    uri: _builtins.str
+    """as in StoredFile; an agent that uses this store reads the file there; empty: the scheduler has it"""
     def __init__(
         self,
         *,
@@ -1278,10 +1285,11 @@ class InputFile(_message.Message):
         mode: _builtins.int = ...,
         size: _builtins.int = ...,
         sha256: _builtins.bytes = ...,
+        uri: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "path", b"path", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "path", b"path", "sha256", b"sha256", "size", b"size", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1706,6 +1714,7 @@ class ArtifactPart(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     FILE_END_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """the next bytes of the current file"""
     @_builtins.property
@@ -1714,6 +1723,10 @@ class ArtifactPart(_message.Message):
     def file_end(self) -> Global___FileEnd: ...
     @_builtins.property
     def end(self) -> Global___UploadEnd: ...
+    @_builtins.property
+    def stored(self) -> Global___StoredFile:
+        """in place of `data`: the file is in an object store"""
+
     def __init__(
         self,
         *,
@@ -1721,16 +1734,46 @@ class ArtifactPart(_message.Message):
         data: _builtins.bytes = ...,
         file_end: Global___FileEnd | None = ...,
         end: Global___UploadEnd | None = ...,
+        stored: Global___StoredFile | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "file", b"file", "file_end", b"file_end", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "file", b"file", "file_end", b"file_end", "part", b"part", "stored", b"stored"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "file", b"file", "file_end", b"file_end", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "file", b"file", "file_end", b"file_end", "part", b"part", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["file", "data", "file_end", "end"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["file", "data", "file_end", "end", "stored"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___ArtifactPart: _TypeAlias = ArtifactPart  # noqa: Y015
+
+@_typing.final
+class StoredFile(_message.Message):
+    """The content of a file that a pod has put into an object store. Sent by the agent between FileStart and FileEnd, only
+    to a scheduler with the feature `objects`. The scheduler keeps the reference with the file. The agent never deletes an
+    object.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """"s3://<bucket>/<name>", percent-encoded"""
+    etag: _builtins.str
+    """as the store returned it"""
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredFile: _TypeAlias = StoredFile  # noqa: Y015
 
 @_typing.final
 class FileStart(_message.Message):
