@@ -6,7 +6,7 @@ of a file come before the parts of the next file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,18 @@ class FileEnd:
     sha256: bytes
 
 
-FilePart = FileStart | FileData | FileEnd
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """The content of the current file, in place of its data: the pod has put it into the object store.
+
+    `uri` names the object, as in "s3://bucket/name". `etag` is the store's own mark of the content.
+    """
+
+    uri: str
+    etag: str
+
+
+FilePart = FileStart | FileData | StoredObject | FileEnd
 
 # Maximum number of inputs of an action, and of the files in all of them.
 MAX_INPUTS = 20
@@ -43,13 +54,16 @@ MAX_INPUT_FILES = 20_000
 class InputFile:
     """A file that the scheduler has stored, and that the agent copies into the workspace before the commands.
 
-    `path` is relative to the folder of its input. `sha256` is the digest of the content.
+    `path` is relative to the folder of its input. `sha256` is the digest of the content. `uri` names its object if the
+    file is in an object store, "" if the scheduler has it. `url` is a signed URL of the object, "" for none.
     """
 
     path: bytes
     mode: int
     size: int
     sha256: bytes
+    uri: str = ""
+    url: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

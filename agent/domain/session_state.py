@@ -25,6 +25,7 @@ class Feature(Enum):
 
     SERVICES = "services"
     INPUTS = "inputs"
+    OBJECTS = "objects"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from agent.domain.observations import Observation
     from agent.execution.ports import Environment
     from agent.execution.session import Session
-    from agent.settings import Settings
-    from agent.settings.sections import ArtifactSettings
+    from agent.settings import ArtifactSettings, ObjectSettings, Settings
 
 
 async def provide_inputs(session: Session, environment: Environment, settings: Settings) -> Observation | None:
@@ -38,7 +37,7 @@ async def provide_inputs(session: Session, environment: Environment, settings: S
         ActionFailed: an input is missing, cannot be written, or was not copied in time.
     """
     action_id = session.key.action_id
-    copy = asyncio.create_task(copy_inputs(session, environment, settings.artifacts), name=f"inputs of {action_id}")
+    copy = asyncio.create_task(copy_inputs(session, environment, settings), name=f"inputs of {action_id}")
     end = asyncio.create_task(last_observation(environment), name=f"end of {action_id} while inputs are copied")
     async with cancelled_on_exit(copy, end):
         await first_of(copy, end)
@@ -52,31 +51,33 @@ async def provide_inputs(session: Session, environment: Environment, settings: S
     return None
 
 
-async def copy_inputs(session: Session, environment: Environment, settings: ArtifactSettings) -> None:
-    """Copy all inputs within `settings.timeout` for all tries.
+async def copy_inputs(session: Session, environment: Environment, settings: Settings) -> None:
+    """Copy all inputs within `artifacts.timeout` for all tries.
 
     Raises:
         ActionFailed: an input is missing, cannot be written, or was not copied in time.
     """
-    files, size = checked_totals(session.action.inputs, settings)
+    limits = settings.objects if environment.has_object_store else settings.artifacts
+    files, size = checked_totals(session.action.inputs, settings.artifacts.max_files, limits)
+    timeout = settings.artifacts.timeout
     what = f"{files} file{'' if files == 1 else 's'} of other actions, {size / 1e6:.1f} MB"
     await session.reporter.enter(Stage.SETUP, f"copying {what}")
     began = time.monotonic()
-    turns = Turns(environment, settings.timeout)
+    turns = Turns(environment, timeout)
     try:
-        async with asyncio.timeout(settings.timeout) as limit:
+        async with asyncio.timeout(timeout) as limit:
             async for each in retrying(session, session.stats.input_retried):
                 with each:
                     async with turns.turn(limit):
                         seconds = (limit.when() or 0.0) - asyncio.get_running_loop().time()
-                        async with aclosing(checked_items(session)) as items:
+                        async with aclosing(checked_items(session, environment)) as items:
                             await environment.receive_inputs(items, seconds)
     except InputMissing as error:
         raise failed(Reason.INPUT_MISSING, str(error)) from error
     except NoTurn as error:
         raise failed(Reason.INTERNAL, str(error)) from error
     except TimeoutError as error:
-        raise failed(Reason.INTERNAL, f"they were not copied within {settings.timeout:g} s") from error
+        raise failed(Reason.INTERNAL, f"they were not copied within {timeout:g} s") from error
     except ClusterError as error:
         raise failed(error.reason, error.message) from error
     except SchedulerError as error:
@@ -91,7 +92,9 @@ def failed(reason: Reason, why: str) -> ActionFailed:
     return ActionFailed(Stage.SETUP, reason, f"the inputs cannot be copied: {why}")
 
 
-def checked_totals(inputs: tuple[Input, ...], settings: ArtifactSettings) -> tuple[int, int]:
+def checked_totals(
+    inputs: tuple[Input, ...], max_files: int, limits: ArtifactSettings | ObjectSettings
+) -> tuple[int, int]:
     """Return the number and the size of all files.
 
     Raises:
@@ -103,18 +106,18 @@ def checked_totals(inputs: tuple[Input, ...], settings: ArtifactSettings) -> tup
     files = [file for each in inputs for file in each.files]
     size = sum(file.size for file in files)
     problem = ""
-    if len(files) > settings.max_files:
-        problem = f"{len(files)} files are over the limit of {settings.max_files}"
-    elif size > settings.max_total_size:
-        problem = f"{size} bytes are over the limit of {settings.max_total_size} bytes in all"
-    elif any(file.size > settings.max_file_size for file in files):
-        problem = f"a file is over the limit of {settings.max_file_size} bytes"
+    if len(files) > max_files:
+        problem = f"{len(files)} files are over the limit of {max_files}"
+    elif size > limits.max_total_size:
+        problem = f"{size} bytes are over the limit of {limits.max_total_size} bytes in all"
+    elif any(file.size > limits.max_file_size for file in files):
+        problem = f"a file is over the limit of {limits.max_file_size} bytes"
     if problem:
         raise failed(Reason.INVALID_CONFIGURATION, problem)
     return len(files), size
 
 
-async def checked_items(session: Session) -> AsyncGenerator[InputFile | FileData, None]:
+async def checked_items(session: Session, environment: Environment) -> AsyncGenerator[InputFile | FileData, None]:
     """Yield the files of all inputs and their data, with paths relative to the workspace.
 
     Raises:
@@ -122,7 +125,11 @@ async def checked_items(session: Session) -> AsyncGenerator[InputFile | FileData
         SchedulerError: the scheduler sends other files than the action names, or a call broke.
     """
     for number, each in enumerate(session.action.inputs, 1):
-        if each.files:
+        if each.files and all(environment.has_object(file.uri) for file in each.files):
+            # The pod reads these files itself.
+            for file in each.files:
+                yield replace(file, path=each.target(file))
+        elif each.files:
             async with aclosing(checked_input(session, number, each)) as items:
                 async for item in items:
                     yield item
@@ -140,7 +147,7 @@ async def checked_input(session: Session, number: int, each: Input) -> AsyncGene
                         raise SchedulerError(f"the scheduler sent {part.path!r}, which is not the next file")
                     file = following
                     left = file.size
-                    yield replace(file, path=each.target(file))
+                    yield replace(file, path=each.target(file), uri="")
                 case FileData():
                     left -= len(part.data)
                     if left < 0:

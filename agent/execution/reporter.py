@@ -85,6 +85,11 @@ class EventReporter:
         """Send files. See `SessionSink.upload`."""
         await self.outlet.upload(parts)
 
+    @property
+    def stores_references(self) -> bool:
+        """Return whether the scheduler stores files of an object store. See `SessionSink.stores_references`."""
+        return self.outlet.stores_references
+
     def fetch(self, number: int) -> AsyncGenerator[FilePart, None]:
         """Receive the files of an input. See `SessionSink.fetch`."""
         return self.outlet.fetch(number)

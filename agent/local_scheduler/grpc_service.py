@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PROTOCOL_VERSION = 1
-# The features of the contract that this scheduler has.
+# The features of the contract that this scheduler has. With an object store it also has `OBJECTS`.
 FEATURES = (Feature.INPUTS,)
 # A gRPC client may send at most one ping a second. A message has at most 4 MiB, the default of gRPC.
 OPTIONS = server_options(1.0, ("grpc.max_receive_message_length", 4 << 20))
@@ -87,7 +87,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             health_interval=translate.duration(options.health_interval),
             resume_grace=translate.duration(options.resume_grace),
             scheduler="sealci-agent scheduler",
-            features=[each.value for each in FEATURES],
+            features=[each.value for each in (*FEATURES, *((Feature.OBJECTS,) if options.objects else ()))],
         )
 
     async def read_registration(

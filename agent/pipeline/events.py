@@ -62,13 +62,14 @@ class LogText:
 class FileStored:
     """The scheduler stored an artifact. `path` is relative to the folder of the action, as bytes of the file system.
 
-    Watchers do not get the `mode`.
+    `uri` is its name in an object store, "" if the scheduler has the content. Watchers do not get `mode` and `uri`.
     """
 
     path: bytes
     size: int
     sha256: bytes
     mode: int = field(default=0o644, compare=False)
+    uri: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

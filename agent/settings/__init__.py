@@ -28,6 +28,7 @@ from agent.domain.errors import SettingsError
 from agent.settings.connection import ClassicSettings, SchedulerSettings, Tls
 from agent.settings.environment_classes import ClassSettings, class_policies, policy_of_class, settings_of_class
 from agent.settings.field_types import NAME_PATTERN, checked_quantity, size
+from agent.settings.objects import ObjectSettings
 from agent.settings.sections import (
     AgentSection,
     ArtifactSettings,
@@ -57,6 +58,7 @@ __all__ = [
     "LogSettings",
     "LoggingSettings",
     "MetricsSettings",
+    "ObjectSettings",
     "PolicySettings",
     "SchedulerSettings",
     "Settings",
@@ -94,6 +96,7 @@ class Settings(BaseSettings):
     environment: EnvironmentSettings = EnvironmentSettings()
     policy: PolicySettings = PolicySettings()
     artifacts: ArtifactSettings = ArtifactSettings()
+    objects: ObjectSettings = ObjectSettings()
     logs: LogSettings = LogSettings()
     http: HttpSettings = HttpSettings()
     metrics: MetricsSettings = MetricsSettings()

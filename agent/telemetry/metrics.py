@@ -64,7 +64,7 @@ DISCONNECT_REASONS = ("closed", "unavailable", "unauthenticated", "refused", "si
 NUDGE_RESULTS = ("accepted", "refused", "failed", "skipped")
 LOG_DROP_REASONS = ("line_limit", "total_limit", "gap")
 SESSION_STAGES = ("setup", "commands", "artifacts", "cleanup")
-ARTIFACT_FAILURE_REASONS = ("lost", "timeout", "broken", "refused")
+ARTIFACT_FAILURE_REASONS = ("lost", "timeout", "broken", "refused", "store")
 # Kinds of messages on the stream, by direction.
 STREAM_MESSAGES = {
     "sent": ("register", "health", "event", "adopted"),

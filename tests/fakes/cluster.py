@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent.cluster.supervisor.markers import MarkerReader
-from agent.domain.artifacts import FileData, FileEnd, FileStart, InputFile
+from agent.domain.artifacts import FileData, FileEnd, FileStart, InputFile, StoredObject
 from agent.domain.errors import Reason
 from agent.domain.events import ArtifactSummary
 from agent.domain.observations import (
@@ -60,6 +60,7 @@ class Script:
         setup_notice: text for the log of the action after the set-up.
         interactive: a person works in the environment at a terminal.
         deaf: the commands cannot be interrupted.
+        objects: the pod can use an object store.
         deliveries: for each `receive_inputs` the error to raise at its end, or None.
         remove_error: an error that `remove` raises. The `remove` of a real environment never raises.
     """
@@ -76,6 +77,7 @@ class Script:
     deaf: bool = False
     interactive: bool = False
     setup_notice: str = ""
+    objects: bool = False
     deliveries: list[BaseException | None] = field(default_factory=list)
     remove_error: BaseException | None = None
 
@@ -279,7 +281,16 @@ class FakeEnvironment:
     def copy_turn(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()
 
-    async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
+    @property
+    def has_object_store(self) -> bool:
+        return self.script.objects
+
+    def has_object(self, uri: str) -> bool:
+        return self.script.objects and uri.startswith("s3://")
+
+    async def files(
+        self, rules: ArtifactRules, seconds: float, *, objects: bool = False
+    ) -> AsyncGenerator[FilePart | Collected, None]:
         """Yield one file, then the next result of a copy from `Script.collections`. By default, the copy succeeds.
 
         If the result is an error, raise the error in place of the end of the file.
@@ -288,7 +299,7 @@ class FakeEnvironment:
         collections = self.script.collections
         end = collections.pop(0) if len(collections) > 1 else collections[0] if collections else collected()
         yield FileStart(b"out.txt", 0o644, len(self.script.content))
-        yield FileData(self.script.content)
+        yield StoredObject("s3://bucket/sealci/out.txt", "etag") if objects else FileData(self.script.content)
         if isinstance(end, BaseException):
             raise end
         yield FileEnd(b"\0" * 32)

@@ -33,6 +33,7 @@ class RecordingEventSink:
         self.acknowledges.set()
         self.upload_errors: list[Exception] = []
         self.poisoned: set[str] = set()
+        self.stores_references = True
         # What `fetch` yields for each input, by its number. An error is raised.
         self.inputs: dict[int, list[FilePart | Exception]] = {}
 
@@ -78,6 +79,10 @@ class RecordingSessionSink:
             self.uploads[-1].append(part)
         if self.sink.upload_errors:
             raise self.sink.upload_errors.pop(0)
+
+    @property
+    def stores_references(self) -> bool:
+        return self.sink.stores_references
 
     async def fetch(self, number: int) -> AsyncGenerator[FilePart, None]:
         """Yield the parts of input `number` that the test has set. Raise an error among them once."""

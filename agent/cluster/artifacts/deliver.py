@@ -17,6 +17,7 @@ from agent.cluster.in_pod import packaging
 from agent.domain.artifacts import InputFile
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 from agent.domain.json import Object
+from agent.objects.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,7 +30,11 @@ BATCH_BYTES = 64 << 10
 # Maximum number of bytes of the program's answer.
 MAX_ANSWER = 64 << 10
 # Reasons of the program's errors that no repetition can mend.
-REASONS = {"refused": Reason.INVALID_CONFIGURATION, "digest": Reason.INTERNAL}
+REASONS = {
+    "refused": Reason.INVALID_CONFIGURATION,
+    "digest": Reason.INTERNAL,
+    "missing": Reason.INPUT_MISSING,
+}
 
 
 def deliver_command(workspace: str, go: str, *, snapshot: bool) -> list[str]:
@@ -41,8 +46,10 @@ def deliver_command(workspace: str, go: str, *, snapshot: bool) -> list[str]:
     return [*packaging.receive_inputs_program(), workspace, path, go, packaging.LOG_FOLDER]
 
 
-async def deliver(stream: ExecStream, items: AsyncIterator[InputFile | FileData]) -> None:
+async def deliver(stream: ExecStream, items: AsyncIterator[InputFile | FileData], ca: str = "") -> None:
     """Send files through an exec of `deliver_command` that is not entered yet.
+
+    A file with a `url` has no data: the program reads it from the object store, whose CA has the PEM certificates `ca`.
 
     Raises:
         ActionFailed: a file cannot be written at its path, or its content has another hash.
@@ -51,7 +58,7 @@ async def deliver(stream: ExecStream, items: AsyncIterator[InputFile | FileData]
     """
     answer = bytearray()
     async with stream:
-        sender = asyncio.create_task(send_files(stream, items), name=f"inputs for {stream.target.pod}")
+        sender = asyncio.create_task(send_files(stream, items, ca), name=f"inputs for {stream.target.pod}")
         reader = asyncio.create_task(read_answer(stream, answer), name=f"inputs of {stream.target.pod}")
         async with cancelled_on_exit(sender, reader):
             await first_of(sender, reader)
@@ -70,9 +77,9 @@ async def read_answer(stream: ExecStream, answer: bytearray) -> None:
             raise ExecError(f"the program in {stream.target.pod} wrote more than {MAX_ANSWER} bytes")
 
 
-async def send_files(stream: ExecStream, items: AsyncIterator[InputFile | FileData]) -> None:
+async def send_files(stream: ExecStream, items: AsyncIterator[InputFile | FileData], ca: str = "") -> None:
     """Send the files, and then their number."""
-    batch, files = bytearray(), 0
+    batch, files = bytearray(line({"ca": ca}) if ca else b""), 0
     async for item in items:
         if isinstance(item, InputFile):
             files += 1
@@ -89,7 +96,8 @@ async def send_files(stream: ExecStream, items: AsyncIterator[InputFile | FileDa
 def header_line(file: InputFile) -> bytes:
     # Bytes that are not UTF-8 become halves of surrogate pairs, which the program turns back into these bytes.
     path = file.path.decode("utf-8", "surrogateescape")
-    return line({"path": path, "mode": file.mode, "size": file.size, "sha256": file.sha256.hex()})
+    header = {"path": path, "mode": file.mode, "size": file.size, "sha256": file.sha256.hex()}
+    return line(header | ({"url": file.url} if file.url else {}))
 
 
 def line(value: Object) -> bytes:
@@ -107,5 +115,7 @@ def check_answer(stream: ExecStream, data: bytes) -> None:
         raise ClusterError(f"the program that writes the files failed: {why[:500]}", retryable=True) from failure
     if reason := REASONS.get(error):
         raise ActionFailed(Stage.SETUP, reason, f"the inputs cannot be copied: {message}")
+    if error == "store":
+        raise StoreError(f"the object store did not send the files: {message}", retryable=True)
     if error:
         raise ClusterError(f"the files were not written: {message}", retryable=True)

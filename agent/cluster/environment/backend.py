@@ -20,6 +20,7 @@ from agent.cluster.pod.labels import pod_name
 from agent.cluster.pod.recreate import secret_of_older_agent
 from agent.cluster.pod.setup_status import SetupLimits
 from agent.domain.json import Object
+from agent.objects.store import ObjectStore
 from agent.settings import settings_of_class
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class PodBackend:
             copies=asyncio.Semaphore(settings.artifacts.parallel),
             nudges=NudgeSwitch(client, lambda: settings.environment.nudge_kubelet and facts.nudges, watch.watched_pods),
             debug=debug,
+            objects=ObjectStore(settings.objects) if settings.objects.issuer == "agent" else None,
             timings=timings,
         )
         self.class_contexts = {

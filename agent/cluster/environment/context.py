@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from agent.cluster.environment.debugging import DebugOptions
     from agent.cluster.environment.watch import PodWatch
     from agent.cluster.pod.setup_status import SetupLimits
+    from agent.objects.store import ObjectStore
     from agent.settings import Settings
 
 
@@ -51,4 +52,5 @@ class Context:
     copies: asyncio.Semaphore
     nudges: NudgeSwitch
     debug: DebugOptions | None
+    objects: ObjectStore | None
     timings: EnvironmentTimings

@@ -8,7 +8,7 @@ Nudges (package `ending`) add a few. Everything else comes from the shared watch
 from __future__ import annotations
 
 import time
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,13 +17,14 @@ import structlog
 from agent.cluster.api import exec as execs
 from agent.cluster.api.container_ref import ContainerRef
 from agent.cluster.ending.pod_ending import PodEnding
-from agent.cluster.environment import failure_report, transfers
+from agent.cluster.environment import failure_report
 from agent.cluster.environment.containers import PodContainers
 from agent.cluster.environment.requests import create_fitting_pod, create_secret, delete_pod, find_own_uid
+from agent.cluster.environment.transfers import FileTransfers
 from agent.cluster.logs import follower
 from agent.cluster.logs.source import Timings
 from agent.cluster.pod import manifest, recreate
-from agent.cluster.pod.fields import clone_notice, container_status, helper_status, parse_timestamp
+from agent.cluster.pod.fields import clone_notice, container_status, parse_timestamp
 from agent.cluster.pod.setup_status import Expectations, FirstSeen
 from agent.cluster.pod.setup_timing import SetupTiming
 from agent.cluster.pod.status import classify
@@ -35,20 +36,18 @@ from agent.domain.observations import FINAL, LogEnd, LogLost, Lost, SetupFailed
 from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from agent.cluster.environment.context import Context
     from agent.cluster.environment.registry import EnvironmentRegistry
-    from agent.domain.actions import ArtifactRules
-    from agent.domain.artifacts import FileData, FilePart, InputFile
     from agent.domain.log_cursor import Cursor
-    from agent.domain.observations import Collected, LogItem, Observation
+    from agent.domain.observations import LogItem, Observation
     from agent.domain.outcome import Outcome
 
 log = structlog.get_logger(__name__)
 
 
-class PodEnvironment:
+class PodEnvironment(FileTransfers):
     """One pod with its Secret. Owned by one session and lives as long as that session.
 
     `adopted` is a pod that this agent has just claimed. If `adopted` is None, the environment has no pod at first.
@@ -229,32 +228,6 @@ class PodEnvironment:
             log.info("the exec that stops the commands did not end by itself", error=error.message)
             return error.status == 0 and not isinstance(error, execs.ExecDeadline)
         return True
-
-    # ---- the files of the environment
-
-    def copy_turn(self) -> AbstractAsyncContextManager[None]:
-        return self.context.copies
-
-    async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
-        """Copy the files that match `rules` out of the pod, within `seconds`. The last item is `Collected`."""
-        items = transfers.collect_files(self.client, self.helper_container, self.context.settings, rules, seconds)
-        async with aclosing(items):
-            async for item in items:
-                yield item
-
-    async def receive_inputs(self, items: AsyncIterator[InputFile | FileData], seconds: float) -> None:
-        """Copy files into the workspace within `seconds`, then let the commands start."""
-        target, snapshot = self.helper_container, self.plan.wants_snapshot
-        await transfers.receive_inputs(self.client, target, self.workspace, items, seconds, snapshot=snapshot)
-
-    @property
-    def helper_container(self) -> ContainerRef:
-        helper = helper_status((self.pod_state.pod or {}).get("status", {})) or {"name": manifest.HELPER}
-        return ContainerRef(self.plan.namespace, self.plan.name, helper["name"])
-
-    @property
-    def workspace(self) -> str:
-        return self.context.settings.environment.workspace
 
     # ---- debugging by the person at the terminal of `run`
 

@@ -1,57 +1,131 @@
 """The files that an environment exchanges with its pod: artifacts out, inputs in.
 
-The functions keep no state. Each transfer is one exec in container `helper`.
+`FileTransfers` is a part of `PodEnvironment`. Each transfer is one exec in container `helper`. With an object store,
+the helper moves the bytes itself, and the exec carries signed URLs.
 """
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from agent.cluster.api.container_ref import ContainerRef
 from agent.cluster.api.exec import ExecStream
-from agent.cluster.artifacts import collect, deliver
+from agent.cluster.artifacts import collect, deliver, objects
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
-from agent.cluster.pod.manifest import GO
+from agent.cluster.pod import manifest
+from agent.cluster.pod.fields import helper_status
+from agent.domain.artifacts import InputFile
+from agent.objects.grants import UploadGrants, object_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from agent.cluster.api.client import Client
-    from agent.cluster.api.container_ref import ContainerRef
+    from agent.cluster.environment.context import Context
+    from agent.cluster.environment.watch import PodState
     from agent.domain.actions import ArtifactRules
-    from agent.domain.artifacts import FileData, FilePart, InputFile
+    from agent.domain.artifacts import FileData, FilePart
     from agent.domain.observations import Collected
-    from agent.settings import Settings
+    from agent.objects.store import ObjectStore
+
+# Maximum number of files of one action in the object store.
+MAX_OBJECTS = 100_000
 
 
-async def collect_files(
-    client: Client, target: ContainerRef, settings: Settings, rules: ArtifactRules, seconds: float
-) -> AsyncGenerator[FilePart | Collected, None]:
-    """Copy the files that match `rules` out of the pod, within `seconds`. The last item is `Collected`."""
+class FileTransfers:
+    """The methods of `PodEnvironment` that move files. `PodEnvironment` sets the attributes."""
 
-    def open_exec(argv: list[str], seconds: float) -> ExecStream:
-        return ExecStream(client, target, argv, seconds=seconds)
+    client: Client
+    context: Context
+    plan: manifest.Plan
+    pod_state: PodState
 
-    limits = ArchiveLimits(
-        files=settings.artifacts.max_files,
-        file_bytes=settings.artifacts.max_file_size,
-        total_bytes=settings.artifacts.max_total_size,
-        seconds=seconds,
-    )
-    async with aclosing(collect.collect(open_exec, rules, limits, workspace=settings.environment.workspace)) as items:
-        async for item in items:
+    @property
+    def helper_container(self) -> ContainerRef:
+        helper = helper_status((self.pod_state.pod or {}).get("status", {})) or {"name": manifest.HELPER}
+        return ContainerRef(self.plan.namespace, self.plan.name, helper["name"])
+
+    @property
+    def workspace(self) -> str:
+        return self.context.settings.environment.workspace
+
+    @property
+    def has_object_store(self) -> bool:
+        """Return whether the pod can put files into an object store."""
+        return self.context.objects is not None
+
+    def has_object(self, uri: str) -> bool:
+        """Return whether the pod can read this file of an object store."""
+        return self.context.objects is not None and bool(self.context.objects.key_of(uri))
+
+    def copy_turn(self) -> AbstractAsyncContextManager[None]:
+        return self.context.copies
+
+    async def files(
+        self, rules: ArtifactRules, seconds: float, *, objects: bool = False
+    ) -> AsyncGenerator[FilePart | Collected, None]:
+        """Copy the files that match `rules` out of the pod, within `seconds`. The last item is `Collected`."""
+        store = self.context.objects
+        items = self.stored(store, rules, seconds) if objects and store else self.copied(rules, seconds)
+        async with aclosing(items):
+            async for item in items:
+                yield item
+
+    def copied(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
+        """Copy files through the API server."""
+        settings = self.context.settings.artifacts
+
+        def open_exec(argv: list[str], seconds: float) -> ExecStream:
+            return ExecStream(self.client, self.helper_container, argv, seconds=seconds)
+
+        limits = ArchiveLimits(
+            files=settings.max_files,
+            file_bytes=settings.max_file_size,
+            total_bytes=settings.max_total_size,
+            seconds=seconds,
+        )
+        return collect.collect(open_exec, rules, limits, workspace=self.workspace)
+
+    def stored(
+        self, store: ObjectStore, rules: ArtifactRules, seconds: float
+    ) -> AsyncGenerator[FilePart | Collected, None]:
+        """Let the pod put files into the object store."""
+        settings = self.context.settings
+        limits = ArchiveLimits(
+            files=MAX_OBJECTS,
+            file_bytes=settings.objects.max_file_size,
+            total_bytes=settings.objects.max_total_size,
+            seconds=seconds,
+        )
+        argv = objects.objects_command(rules, limits, workspace=self.workspace)
+        stream = ExecStream(self.client, self.helper_container, argv, seconds=seconds, stdin=True)
+        folder = object_folder(settings.objects.prefix, settings.agent.pool, self.plan.action.key)
+        return objects.collect_objects(stream, UploadGrants(store, folder), limits, store.ca)
+
+    async def receive_inputs(self, items: AsyncIterator[InputFile | FileData], seconds: float) -> None:
+        """Copy files into the workspace within `seconds`, then let the commands start."""
+        argv = deliver.deliver_command(self.workspace, manifest.GO, snapshot=self.plan.wants_snapshot)
+        stream = ExecStream(self.client, self.helper_container, argv, seconds=seconds, stdin=True)
+        if (store := self.context.objects) is None:
+            await deliver.deliver(stream, items)
+            return
+        async with aclosing(with_urls(store, items)) as signed:
+            await deliver.deliver(stream, signed, store.ca)
+
+
+async def with_urls(
+    store: ObjectStore, items: AsyncIterator[InputFile | FileData]
+) -> AsyncGenerator[InputFile | FileData, None]:
+    """Yield the items. Files of the object store get a signed URL.
+
+    Raises:
+        StoreError: there are no credentials.
+    """
+    async for item in items:
+        if isinstance(item, InputFile) and item.uri:
+            url = store.sign(await store.credentials(), "GET", store.key_of(item.uri))
+            yield replace(item, url=url)
+        else:
             yield item
-
-
-async def receive_inputs(
-    client: Client,
-    target: ContainerRef,
-    workspace: str,
-    items: AsyncIterator[InputFile | FileData],
-    seconds: float,
-    *,
-    snapshot: bool,
-) -> None:
-    """Copy files into the pod within `seconds`, then let the commands start. See `execution.ports.Environment`."""
-    argv = deliver.deliver_command(workspace, GO, snapshot=snapshot)
-    await deliver.deliver(ExecStream(client, target, argv, seconds=seconds, stdin=True), items)

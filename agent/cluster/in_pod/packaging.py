@@ -1,9 +1,9 @@
 """Pack the programs of container `helper` into commands that any container with Python 3.9 can run.
 
 The programs are ordinary modules, so that they are typed, linted and tested: `helper`, which is PID 1, and the errands
-`collect_files`, `receive_tree`, `receive_inputs` and `read_log`, each one exec. A command carries their source as one
-argument of `python3 -c`, compressed, without comments and docstrings. So the version of the image on a node does not
-have to match the agent's version.
+`collect_files`, `send_objects`, `receive_tree`, `receive_inputs` and `read_log`, each one exec. A command carries their
+source as one argument of `python3 -c`, compressed, without comments and docstrings. So the version of the image on a
+node does not have to match the agent's version.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from agent.cluster.in_pod import (
     read_log,
     receive_inputs,
     receive_tree,
+    send_objects,
     workspace,
 )
 
@@ -59,6 +60,12 @@ def helper_program(supervisor: str, setup: str) -> tuple[str, ...]:
 def collect_files_program() -> tuple[str, ...]:
     """Return the command that streams files out, without the arguments that `collect_files.main` takes."""
     return (*PYTHON, one_liner(workspace, glob, collect_files))
+
+
+@cache
+def send_objects_program() -> tuple[str, ...]:
+    """Return the command that puts files into an object store, without the arguments that `send_objects.main` takes."""
+    return (*PYTHON, one_liner(workspace, glob, collect_files, send_objects))
 
 
 @cache

@@ -112,7 +112,8 @@ def select_input(field: str, rule: InputRule, source: ActionRecord) -> SelectedI
         raise InputsUnusable(Reason.INPUT_MISSING, f"{field}: {text}")
     found = tuple(files[path] for path, _ in chosen)
     targets = tuple(
-        InputFile(path, file.mode, file.size, file.sha256) for (_, path), file in zip(chosen, found, strict=True)
+        InputFile(path, file.mode, file.size, file.sha256, file.uri)
+        for (_, path), file in zip(chosen, found, strict=True)
     )
     folder = rule.to if rule.to is not None else ""
     return SelectedInput(Input(rule.source, folder, targets, rule.optional), found)
@@ -194,6 +195,8 @@ class InputReader:
         """Yield the content of a stored file."""
         source = self.selected.target.source
         name = f"artifact {stored.path.decode('utf-8', 'backslashreplace')} of {source}"
+        if stored.uri:
+            raise FileGone(f"{name} is in an object store that the agent does not use ({stored.uri})")
         try:
             handle = open_stored(self.folder, source, stored.path)
         except OSError as error:

@@ -38,7 +38,7 @@ CREATE TABLE events (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE files (
     pipeline TEXT NOT NULL, action TEXT NOT NULL, path BLOB NOT NULL, size INTEGER NOT NULL, sha256 BLOB NOT NULL,
-    mode INTEGER NOT NULL DEFAULT 420, PRIMARY KEY (pipeline, action, path)
+    mode INTEGER NOT NULL DEFAULT 420, uri TEXT NOT NULL DEFAULT '', PRIMARY KEY (pipeline, action, path)
 ) STRICT, WITHOUT ROWID;
 """
 SAVE_PIPELINE = """
@@ -55,11 +55,15 @@ INSERT OR REPLACE INTO actions (
 """
 SAVE_EVENT = "INSERT INTO events (pipeline, position, event) VALUES (:pipeline, :position, :event)"
 SAVE_FILE = """
-INSERT INTO files (pipeline, action, path, size, sha256, mode)
-VALUES (:pipeline, :action, :path, :size, :sha256, :mode)
+INSERT INTO files (pipeline, action, path, size, sha256, mode, uri)
+VALUES (:pipeline, :action, :path, :size, :sha256, :mode, :uri)
 """
 # Changes the tables of version 1. The mode of their files is not known, so it becomes 0644.
-UPGRADE_1 = "BEGIN IMMEDIATE; ALTER TABLE files ADD COLUMN mode INTEGER NOT NULL DEFAULT 420;"
+UPGRADE_1 = """
+BEGIN IMMEDIATE;
+ALTER TABLE files ADD COLUMN mode INTEGER NOT NULL DEFAULT 420;
+ALTER TABLE files ADD COLUMN uri TEXT NOT NULL DEFAULT '';
+"""
 
 
 def prepare(connection: sqlite3.Connection) -> None:
@@ -229,6 +233,7 @@ def replace_files(connection: sqlite3.Connection, files: ActionFiles) -> None:
             "size": each.size,
             "sha256": each.sha256,
             "mode": each.mode,
+            "uri": each.uri,
         }
         for each in files.files
     )
@@ -243,8 +248,8 @@ def delete_files(connection: sqlite3.Connection, pipeline: str, action: str) -> 
 def load_files(connection: sqlite3.Connection, pipeline: str) -> dict[str, list[FileStored]]:
     """Return the files of a pipeline by the name of their action."""
     files: dict[str, list[FileStored]] = {}
-    query = "SELECT action, path, size, sha256, mode FROM files WHERE pipeline = ?"
+    query = "SELECT action, path, size, sha256, mode, uri FROM files WHERE pipeline = ?"
     for row in connection.execute(query, (pipeline,)):
-        file = FileStored(row["path"], row["size"], row["sha256"], row["mode"])
+        file = FileStored(row["path"], row["size"], row["sha256"], row["mode"], row["uri"])
         files.setdefault(row["action"], []).append(file)
     return files

@@ -132,6 +132,11 @@ class Call:
             raise SchedulerError("this agent keeps no files")
         await self.files.keep(self.key, parts)
 
+    @property
+    def stores_references(self) -> bool:
+        """Return False, because a classic scheduler stores no files."""
+        return False
+
     def fetch(self, number: int) -> AsyncGenerator[FilePart, None]:
         """Refuse, because a classic scheduler sends no inputs.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.domain.errors import SchedulerError
+from agent.domain.session_state import Feature
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.scheduler.reconnect import Reconnector
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from agent.domain.actions import Key
     from agent.domain.artifacts import FilePart
-    from agent.domain.session_state import Feature
     from agent.scheduler.stream.health import HealthReporter
     from agent.scheduler.stream.inbox import Handlers
     from agent.scheduler.stream.outbox import Outbox
@@ -224,6 +224,7 @@ class Connection:
         interval = seconds_or(registered.health_interval, DEFAULT_INTERVAL)
         grace = seconds_or(registered.resume_grace, DEFAULT_GRACE)
         self.stream = stream
+        self.outbox.stores_references = Feature.OBJECTS in translate.features(registered.features)
         if self.reconnector.closing.is_set():
             stream.close()
         self.reconnector.on_connected()

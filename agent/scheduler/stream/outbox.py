@@ -57,6 +57,7 @@ class Outbox:
     `restart`, the session stays paused. If the agent only reports why an action got no session, `on_state_loss` returns
     False. The outbox then gives the kept events new numbers, and puts a notice about the lost events before them.
 
+    `stores_references`: the scheduler of the last registration stores files of an object store by their names.
     `ignored` counts, by kind, the messages of the scheduler that fit no event or session.
     """
 
@@ -78,6 +79,7 @@ class Outbox:
         self.on_state_loss = on_state_loss
         self.uploader: Uploader | None = None
         self.fetcher: Fetcher | None = None
+        self.stores_references = False
         self.session_outboxes: dict[tuple[str, int], SessionOutbox] = {}
         self.turns: deque[SessionOutbox] = deque()
 

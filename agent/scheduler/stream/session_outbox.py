@@ -34,6 +34,7 @@ class SharedOutbox(Protocol):
 
     window: int
     metrics: Metrics
+    stores_references: bool
 
     def schedule(self, session: SessionOutbox) -> None: ...
 
@@ -155,6 +156,11 @@ class SessionOutbox:
             Exception: whatever `parts` raises.
         """
         await self.outbox.upload(self.key, parts)
+
+    @property
+    def stores_references(self) -> bool:
+        """Return whether the scheduler stores files that are in an object store by their names."""
+        return self.outbox.stores_references
 
     def fetch(self, number: int) -> AsyncGenerator[FilePart, None]:
         """Wait for a connection and yield the parts of an input's files. The caller sets a deadline.

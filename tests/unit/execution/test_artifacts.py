@@ -14,7 +14,7 @@ from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.errors import ActionFailed, ClusterError, Reason
 from agent.domain.events import ArtifactSummary
 from agent.domain.observations import Collected
-from agent.execution.artifacts import send_files
+from agent.execution.artifacts import copy_files
 from agent.execution.session import Session
 from agent.execution.timings import SessionTimings
 from tests.fakes.sink import RecordingEventSink, RecordingSessionSink
@@ -43,7 +43,9 @@ class Pod:
     def copy_turn(self) -> AbstractAsyncContextManager[None]:
         return self.turns
 
-    async def files(self, _: ArtifactRules, seconds: float) -> AsyncIterator[FilePart | Collected]:
+    async def files(
+        self, _: ArtifactRules, seconds: float, *, objects: bool = False
+    ) -> AsyncIterator[FilePart | Collected]:
         self.seconds.append(seconds)
         for part in WHOLE:
             yield part
@@ -63,7 +65,7 @@ def session_of(outlet: RecordingSessionSink) -> Session:
 async def copied(pod: Any, seconds: float) -> tuple[Session, RecordingSessionSink]:
     outlet = RecordingEventSink().open(KEY)
     session = session_of(outlet)
-    await send_files(session, pod, seconds)
+    await copy_files(session, pod, seconds)
     return session, outlet
 
 
@@ -119,7 +121,9 @@ async def test_all_waits_for_a_turn_together_have_a_bound() -> None:
 async def test_a_permanent_error_is_not_retried() -> None:
     pod = Pod(0)
 
-    async def refused(_: ArtifactRules, seconds: float) -> AsyncIterator[FilePart | Collected]:
+    async def refused(
+        _: ArtifactRules, seconds: float, *, objects: bool = False
+    ) -> AsyncIterator[FilePart | Collected]:
         pod.seconds.append(seconds)
         yield WHOLE[0]
         raise ClusterError("no")
