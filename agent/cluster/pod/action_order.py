@@ -128,8 +128,16 @@ def order_variables(plan: Plan, settings: Settings) -> list[Object]:
 
 def helper_seconds(plan: Plan, settings: Settings) -> float:
     """Return the seconds after which container `helper` ends by itself, in case no agent deletes the pod."""
-    copying = 2 * settings.artifacts.timeout * (plan.wants_files + bool(plan.action.inputs))
-    return math.ceil(plan.timeout + settings.policy.pull_timeout + copying + ADOPTION_SECONDS)
+    return math.ceil(plan.timeout + settings.policy.pull_timeout + copy_seconds(plan, settings) + ADOPTION_SECONDS)
+
+
+def copy_seconds(plan: Plan, settings: Settings) -> float:
+    """Return the longest time of all copies of files, in seconds: inputs, artifacts, and artifacts without the store.
+
+    The agent waits for its turn before it copies files. The wait and the copy each last at most `artifacts.timeout`.
+    """
+    artifacts = 0 if not plan.wants_files else 1 if settings.objects.issuer == "none" else 2
+    return 2 * settings.artifacts.timeout * (artifacts + bool(plan.action.inputs))
 
 
 def escape_variables(text: str) -> str:

@@ -22,6 +22,7 @@ from agent.cluster.pod.action_order import (
     ACTION,
     ADOPTION_SECONDS,
     HOME,
+    copy_seconds,
     escape_command,
     order_variables,
     unexportable_variables,
@@ -159,10 +160,7 @@ def deadline(plan: Plan, settings: Settings) -> int:
         + (policy.clone_timeout if plan.action.repository else 0)
         + plan.timeout
         + settings.environment.grace
-        # The agent waits for its turn before it copies the files. The wait and the copy each last at most
-        # `artifacts.timeout`.
-        + (2 * settings.artifacts.timeout if plan.wants_files else 0)
-        + (2 * settings.artifacts.timeout if plan.action.inputs else 0)
+        + copy_seconds(plan, settings)
         + ADOPTION_SECONDS
     )
 

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from agent.domain.actions import Action, ArtifactRules, Cancel, Key, Repository, Resources, When
-from agent.domain.artifacts import FileData, FileEnd, FilePart, FileStart
+from agent.domain.artifacts import FileData, FileEnd, FilePart, FileStart, Input, InputFile, StoredObject
 from agent.domain.errors import ActionFailed, Reason, Rejection, Stage
 from agent.domain.events import (
     Accepted,
@@ -59,6 +59,15 @@ ACTIONS = [
     ),
     Action(KEY, "alpine", ("true",), pipefail=False),
     Action(KEY, "alpine", ("true",), artifacts=ArtifactRules(when=When.NEVER)),
+    Action(
+        KEY,
+        "alpine",
+        ("true",),
+        inputs=(
+            Input("build", "wheels", (InputFile(b"a/\xff", 0o755, 1 << 40, bytes(32), "s3://b/k"),)),
+            Input("lint", "", (), optional=True),
+        ),
+    ),
 ]
 EVENTS: list[Event] = [
     Accepted("ns/pod"),
@@ -77,6 +86,7 @@ EVENTS: list[Event] = [
 PARTS: list[FilePart | translate.UploadEnd] = [
     FileStart(b"\xff/a", 0o755, 1 << 40),
     FileData(b"\x00"),
+    StoredObject("s3://b/a%20b", "etag"),
     FileEnd(bytes(32)),
     translate.UploadEnd(2, 1 << 40),
 ]
