@@ -196,14 +196,13 @@ def check_policy(pipeline: Pipeline, secrets: dict[str, str], settings: Settings
     """
     from agent.domain.actions import Key
     from agent.domain.errors import ActionFailed
-    from agent.execution.admission import admit
-    from agent.settings import class_policies
+    from agent.execution.admission import admission_of
 
-    classes = class_policies(settings, settings.policy)
+    admit = admission_of(settings)
     problems = []
     for action in pipeline.actions:
         try:
-            admit(action.action(Key(action.name), secrets), settings.policy, classes)
+            admit(action.action(Key(action.name), secrets))
         except ActionFailed as error:
             problems.append(f"{pipeline.source}: {action.name}: {error.message}")
     if problems:

@@ -52,6 +52,7 @@ ADVICE = {
     Reason.COMMAND_FAILED: "--shell-on-failure opens a shell in the workspace, --keep leaves the whole environment.",
     Reason.OUT_OF_MEMORY: "Request more memory: resources: {memory: 1Gi}, or use less in the commands.",
     Reason.DEADLINE_EXCEEDED: "Set a longer timeout (timeout: 30m), or look with --keep what the commands wait for.",
+    Reason.SERVICE_FAILED: "Check image, env, ports and health of the service. `log: live` shows its whole log.",
     Reason.ARTIFACTS_FAILED: "Check `artifacts`: paths are relative to the workspace. --keep leaves the workspace.",
     Reason.INTERNAL: "Run the pipeline again with --verbose, which shows the agent's own log.",
 }
@@ -104,6 +105,10 @@ def failure_block(
     if action.tail:
         parts += [styled((f"  the last {plural(len(action.tail), 'line')} of its log:", "dim"))]
         parts += gutter(action.tail, "")
+    for name, service in action.services.items() if outcome.reason is Reason.SERVICE_FAILED else ():
+        if service.tail:
+            parts += [styled((f"  the last {plural(len(service.tail), 'line')} of service {name}:", "dim"))]
+            parts += gutter(service.tail, "")
     if notes and (lines := shown_notes(action)):
         parts += [styled((f"  its pod{f' ({action.environment})' if action.environment else ''}:", "dim"))]
         parts += gutter(lines)

@@ -36,15 +36,17 @@ class JsonView(View):
         match event.body:
             case events.Submitted(name=name, folder=folder):
                 self.write_line({"event": "submitted", "pipeline": event.pipeline, "name": name, "folder": folder})
-            case events.LogText(data=data, source=source):
+            case events.LogText(data=data, source=source, service=service):
                 if self.sources.setdefault(event.action, source) is not source:
                     self.finish_text(event.action)
                     self.sources[event.action] = source
-                self.write_log(event.action, self.decoder(event.action).decode(data))
+                self.write_log(event.action, self.decoder(event.action).decode(data), service)
             case events.WaitingForAgent(detail=detail):
                 self.write("waiting", event.action, detail=detail)
             case session_events.StageChanged(stage=stage, detail=detail):
                 self.write("stage", event.action, stage=stage.value, detail=detail)
+            case session_events.ServiceChanged(name=name, state=state, exit_code=code, message=message):
+                self.write("service", event.action, name=name, state=state.value, exit_code=code, message=message)
             case session_events.CommandFinished(index=index, exit_code=code, seconds=seconds):
                 self.write("command", event.action, index=index, exit_code=code, seconds=round(seconds, 3))
             case events.FileStored(path=path, size=size, sha256=sha256):
@@ -75,13 +77,15 @@ class JsonView(View):
         """
         self.write_log(action, self.decoder(action).decode(b"", final=True))
 
-    def write_log(self, action: str, text: str) -> None:
+    def write_log(self, action: str, text: str, service: str = "") -> None:
         """Write a `log` object, unless the text is empty.
 
-        The key `source` names the origin of the text, such as the commands or the agent.
+        The key `source` names the origin of the text, such as the commands or the agent. The object of a service also
+        has the key `service` with its name.
         """
         if text:
-            self.write("log", action, text=text, source=self.sources[action].value)
+            more = {"service": service} if service else {}
+            self.write("log", action, text=text, source=self.sources[action].value, **more)
 
     def write(self, kind: str, action: str, **values: object) -> None:
         """Write a JSON object about an action. `kind` is the value of its key `event`."""

@@ -8,12 +8,12 @@ from rich.console import Console
 
 from agent.console import final_summary, terminal_text
 from agent.console.formatting import clock_text, fault_text, first_line, plural, size_text
-from agent.console.run_report import ActionReport
+from agent.console.run_report import ActionReport, service_text
 from agent.console.terminal_text import LineSplitter
 from agent.console.view import View
 from agent.domain import events as session_events
 from agent.domain.errors import Stage
-from agent.domain.events import Source
+from agent.domain.events import ServiceState, Source
 from agent.pipeline import events
 
 if TYPE_CHECKING:
@@ -61,6 +61,9 @@ class LineView(View):
                 self.show_log(name, text)
             case session_events.StageChanged(stage=stage, detail=detail):
                 self.show_stage(name, stage, detail)
+            case session_events.ServiceChanged(state=state) as change:
+                if state is not ServiceState.STARTING:
+                    self.write_notice(name, f"service {change.name}: {service_text(change)}")
             case session_events.CommandStarted(index=index):
                 self.show_command(name, index)
             case session_events.ArtifactSummary() as summary:

@@ -42,6 +42,7 @@ class Reason(Enum):
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     CANCELLED = "CANCELLED"
     ARTIFACTS_FAILED = "ARTIFACTS_FAILED"
+    SERVICE_FAILED = "SERVICE_FAILED"
     # The reasons below are the infrastructure's fault: another attempt can succeed without a change of the action.
     UNSCHEDULABLE = "UNSCHEDULABLE"
     EVICTED = "EVICTED"

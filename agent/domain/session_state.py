@@ -45,7 +45,8 @@ class Resume:
     `seq` is the number of the last stored event. `cursor` is the last stored cursor. `stage` is the last stored stage,
     None for none. `command` is the last command whose start is stored, 0 for none. `cancel` is a stop request that the
     session has to follow, None without one. `secrets` is set only for adopted sessions, because the adopting agent
-    cannot read the Secret that the former agent created.
+    cannot read the Secret that the former agent created. `service_cursors` holds the last stored cursor of the log of
+    each service.
     """
 
     key: Key
@@ -55,6 +56,7 @@ class Resume:
     command: int = 0
     cancel: Cancel | None = None
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    service_cursors: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Readiness(Enum):

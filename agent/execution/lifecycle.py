@@ -17,6 +17,7 @@ from agent.domain.events import Source
 from agent.domain.observations import Exited, Lost, Running, SetupFailed
 from agent.execution.artifacts import collect
 from agent.execution.commands import environment_lost, run_commands
+from agent.execution.services.logs import live_logs, send_last_lines
 from agent.execution.session import Interrupted
 
 if TYPE_CHECKING:
@@ -71,13 +72,15 @@ async def run_once(session: Session, environment: Environment, start: Start, set
     try:
         if not session.progress.stored_seq:
             await session.reporter.accept(environment.name)
-        await start(session, environment)
-        end = await run_commands(session, environment, settings)
-        outcome = await collect(session, environment, end, settings)
+        async with live_logs(session, environment):
+            await start(session, environment)
+            end = await run_commands(session, environment, settings)
+            outcome = await collect(session, environment, end, settings)
     except ActionFailed as failure:
         outcome = await log_failure(session, failure)
     except Interrupted as interrupted:
         outcome = session.stopped_outcome(interrupted.request)
+    outcome = await send_last_lines(session, environment, outcome)
     if environment.interactive:
         await hold_for_debugging(session, environment, outcome)
     await session.finish(outcome)
@@ -93,7 +96,8 @@ async def take_over(session: Session, environment: Environment, *, resume: Resum
     session.progress.environment_created()
     if resume.cancel is not None:
         session.cancel(resume.cancel)
-    if not environment.running_for:
+    waits_for_services = bool(session.action.services) and session.reporter.stage is not Stage.COMMANDS
+    if not environment.running_for or waits_for_services:
         await wait_until_running(session, environment)
     session.progress.count_earlier_run(environment.running_for)
 
@@ -130,6 +134,8 @@ async def wait_until_running(session: Session, environment: Environment) -> None
                 )
             if environment.setup_notice:
                 await session.reporter.write_log(environment.setup_notice)
+            if isinstance(seen, Running):
+                await session.run_until_stopped(environment.services.release_commands())
             return
         if isinstance(seen, SetupFailed):
             raise ActionFailed(Stage.SETUP, seen.reason, seen.message, log=seen.log)
@@ -150,6 +156,7 @@ async def observe_setup(session: Session, environment: Environment) -> Observati
     """Report what the set-up waits for, until the set-up ends. Returns the observation that ended the set-up."""
     async with aclosing(environment.observations()) as observations:
         async for seen in observations:
+            await session.services.report(seen)
             if isinstance(seen, (Running, Exited, SetupFailed, Lost)):
                 return seen
             await session.reporter.enter(Stage.SETUP, seen.detail)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agent.domain.artifacts import FilePart
     from agent.domain.events import Event
     from agent.domain.log_cursor import Cursor
-    from agent.domain.observations import Collected, LogItem, Marker, Observation
+    from agent.domain.observations import Collected, LogItem, Marker, Observation, ServiceOutput
     from agent.domain.outcome import Outcome
 
 
@@ -39,6 +39,39 @@ class MarkerReader(Protocol):
 
     def flush(self) -> list[bytes | Marker]:
         """Return the text that was kept back. The caller calls this method once, at the end of the log."""
+
+
+class Services(Protocol):
+    """The services of one environment, as a session sees them. They live as long as the environment."""
+
+    async def release_commands(self) -> None:
+        """Start the commands if they wait for the agent, because it alone sees that all services are ready.
+
+        A repeated call is safe.
+
+        Raises:
+            ActionFailed: the commands could not be started.
+        """
+
+    def note_ready(self, name: str) -> None:
+        """Record that the ports of a service accept."""
+
+    def note_released(self) -> None:
+        """Record that the commands have begun. From then on, the end of a service stops the commands."""
+
+    async def last_lines(self, name: str) -> bytes:
+        """Return the end of a service's log, "" if there is none. Complete lines.
+
+        Raises:
+            ClusterError: the log cannot be read.
+        """
+
+    def live_log(self, name: str, cursor: bytes) -> AsyncGenerator[ServiceOutput, None]:
+        """Yield the log of a service from a cursor on, in complete lines, until the service has ended.
+
+        Raises:
+            ClusterError: the log cannot be followed.
+        """
 
 
 class Environment(Protocol):
@@ -87,6 +120,10 @@ class Environment(Protocol):
 
         `remove` calls this method too.
         """
+
+    @property
+    def services(self) -> Services:
+        """Return the services of the action."""
 
     def observations(self) -> AsyncGenerator[Observation, None]:
         """Yield an observation of the pod on every change. Ends after a `SetupFailed`, `Exited` or `Lost`."""

@@ -19,12 +19,11 @@ import structlog
 from agent.domain.errors import ActionFailed, Reason, Rejection
 from agent.domain.events import Rejected
 from agent.domain.outcome import Outcome, Result
-from agent.execution.admission import admit
+from agent.execution.admission import admission_of
 from agent.execution.lifecycle import run_action, run_adopted
 from agent.execution.reporter import failed_admission, report_without_session
 from agent.execution.session import TIMINGS, Session, StopRequest
 from agent.execution.stats import count_outcome, count_stages
-from agent.settings import admission_policy, class_policies
 from agent.telemetry.metrics import SESSION_STAGES
 from agent.telemetry.traces import Traces
 
@@ -71,8 +70,7 @@ class SessionRegistry:
         timings: SessionTimings = TIMINGS,
     ) -> None:
         self.settings = settings
-        self.policy = admission_policy(settings)
-        self.class_policies = class_policies(settings, self.policy)
+        self.admit = admission_of(settings)
         self.backend = backend
         self.sink = sink
         self.metrics = metrics
@@ -134,7 +132,7 @@ class SessionRegistry:
             self.report_only(action.key, why)
             return
         try:
-            timeout = admit(action, self.policy, self.class_policies)
+            timeout = self.admit(action)
         except ActionFailed as failure:
             self.action_failed(action.key, failure)
             return
@@ -342,7 +340,7 @@ class SessionRegistry:
         seconds = time.monotonic() - session.began
         count_outcome(self.metrics, outcome, seconds)
         count_stages(self.metrics, session.reporter.stage_seconds)
-        session.stats.add_to(self.metrics)
+        session.add_to(self.metrics)
         log.info(
             "session ended",
             outcome=outcome.result.value,

@@ -37,7 +37,10 @@ HEALTH_COLOURS = {Readiness.READY: "good", Readiness.DRAINING: "warn", Readiness
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """One session. `seconds` is the age of the session, `stages` the seconds of each stage so far, in order."""
+    """One session. `seconds` is the age of the session, `stages` the seconds of each stage so far, in order.
+
+    `services` holds pairs of a service's name and state.
+    """
 
     action: str
     attempt: int
@@ -46,6 +49,7 @@ class SessionRow:
     seconds: float
     stages: Sequence[tuple[str, float]]
     outcome: Outcome | None = None
+    services: Sequence[tuple[str, str]] = ()
     environment_class: str = ""
 
 
@@ -80,6 +84,7 @@ def session_row(session: Session) -> SessionRow:
         seconds=now - session.began,
         stages=tuple((stage.value, seconds) for stage, seconds in stages.items()),
         outcome=outcome,
+        services=tuple((each.name, each.state.value) for each in session.services.reported.values()),
         environment_class=session.action.environment_class,
     )
 
@@ -134,6 +139,8 @@ def session_list(sessions: Sequence[SessionRow], if_empty: str) -> str:
 def session_item(session: SessionRow) -> str:
     attempt = f' <span class="dim">attempt {session.attempt}</span>' if session.attempt > 1 else ""
     stages = " · ".join(f"{escape(name)} {duration(seconds)}" for name, seconds in session.stages)
+    services = " · ".join(f"{escape(name)} {escape(state)}" for name, state in session.services)
+    services = f'<p class="dim">services: {services}</p>' if services else ""
     named_class = f" · class {escape(session.environment_class)}" if session.environment_class else ""
     outcome = session.outcome
     state = coloured("run", session.stage)
@@ -145,7 +152,7 @@ def session_item(session: SessionRow) -> str:
         why = f'<p class="{colour}">{escape(text)}</p>' if text else ""
     return (
         f"<li><b>{escape(session.action)}{attempt}</b><time>{state} {duration(session.seconds)}</time>"
-        f'<p class="dim">{escape(session.image)}{named_class}</p><p class="dim">{stages}</p>{why}</li>'
+        f'<p class="dim">{escape(session.image)}{named_class}</p><p class="dim">{stages}</p>{services}{why}</li>'
     )
 
 

@@ -110,6 +110,7 @@ class AgentStream:
             command=state.command,
             cancel=Cancel(message=state.cancel) if state.cancel is not None else None,
             secrets=secrets,
+            service_cursors=state.service_cursors,
         )
         self.send(wire.SchedulerMessage(resume=translate.resume_message(resume)))
 

@@ -15,6 +15,7 @@ import structlog
 
 from agent.domain.actions import Key
 from agent.domain.errors import ActionFailed, AgentError
+from agent.domain.session_state import Feature
 from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder
 from agent.local_scheduler.local_service import FilesNotStored, LocalService, aborts
 from agent.local_scheduler.storage.store import StoreFailed
@@ -27,7 +28,6 @@ from agent.protocol.wire import agent_pb2, agent_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.domain.session_state import Feature
     from agent.local_scheduler.dispatcher import Dispatcher
     from agent.local_scheduler.local_service import Access
     from agent.local_scheduler.records import ActionRecord
@@ -37,7 +37,7 @@ log = structlog.get_logger()
 
 PROTOCOL_VERSION = 1
 # The features of the contract that this scheduler has.
-FEATURES: tuple[Feature, ...] = ()
+FEATURES = (Feature.SERVICES,)
 # A gRPC client may send at most one ping a second. A message has at most 4 MiB, the default of gRPC.
 OPTIONS = server_options(1.0, ("grpc.max_receive_message_length", 4 << 20))
 

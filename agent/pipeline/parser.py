@@ -19,7 +19,8 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from agent.domain.actions import Action, ArtifactRules, Repository, Resources
+from agent.domain.actions import Action, ArtifactRules, Repository, Resources, Service
+from agent.domain.session_state import Feature
 from agent.pipeline.action_keys import (
     read_artifacts,
     read_class,
@@ -33,6 +34,7 @@ from agent.pipeline.action_keys import (
     read_timeout,
 )
 from agent.pipeline.file_errors import PipelineFileError, Problem
+from agent.pipeline.service_keys import read_services
 from agent.pipeline.structure.conditions import Condition, Retry, read_condition, read_retry
 from agent.pipeline.structure.variants import read_matrix, resolve_needs, substituted, variant_name
 from agent.pipeline.structure.yaml_merge import combined, merge_keys
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.domain.actions import Key
-    from agent.domain.session_state import Feature
 
 Result = TypeVar("Result")
 
@@ -61,6 +62,7 @@ ACTION_KEYS = (
     "timeout",
     "artifacts",
     "shell",
+    "services",
     "retry",
     "needs",
     "when",
@@ -95,6 +97,7 @@ class PipelineAction:
     timeout: float | None = None
     artifacts: ArtifactRules = field(default_factory=ArtifactRules)
     pipefail: bool | None = None
+    services: tuple[Service, ...] = ()
     environment_class: str = ""
     needs: tuple[str, ...] = ()
     when: Condition = Condition.SUCCESS
@@ -104,7 +107,7 @@ class PipelineAction:
     @property
     def features(self) -> frozenset[Feature]:
         """The features of the contract that an agent needs to run this action."""
-        return frozenset()
+        return frozenset({Feature.SERVICES}) if self.services else frozenset()
 
     @property
     def is_special(self) -> bool:
@@ -125,6 +128,7 @@ class PipelineAction:
             timeout=self.timeout,
             artifacts=self.artifacts,
             pipefail=self.pipefail,
+            services=self.services,
             environment_class=self.environment_class,
         )
 
@@ -280,17 +284,20 @@ def read_action(
     value.document.count_repeated(sum(each.size for each in keys.values()))
     no_env: dict[str, str] = {}
     env = optional(keys, "env", lambda own: read_env(own, variables), no_env) | dict(variables)
+    none: tuple[str, ...] = ()
+    secrets = optional(keys, "secrets", lambda names: read_secret_names(names, env), none)
     return PipelineAction(
         name=name,
         image=optional(keys, "configuration", read_configuration, ""),
         commands=optional(keys, "commands", read_commands, ()),
         env=env,
-        secrets=optional(keys, "secrets", lambda names: read_secret_names(names, env), ()),
+        secrets=secrets,
         repository=optional(keys, "repo", read_repository, None),
         resources=optional(keys, "resources", read_resources, Resources()),
         timeout=optional(keys, "timeout", read_timeout, None),
         artifacts=optional(keys, "artifacts", read_artifacts, ArtifactRules()),
         pipefail=optional(keys, "shell", read_pipefail, None),
+        services=optional(keys, "services", lambda each: read_services(each, secrets), ()),
         environment_class=optional(keys, "class", read_class, ""),
         needs=optional(keys, "needs", read_needs, ()),
         when=optional(keys, "when", lambda condition: read_condition(condition, "needs" in keys), Condition.SUCCESS),

@@ -28,6 +28,7 @@ from agent.domain.errors import SettingsError
 from agent.settings.connection import ClassicSettings, SchedulerSettings, Tls
 from agent.settings.environment_classes import ClassSettings, class_policies, policy_of_class, settings_of_class
 from agent.settings.field_types import NAME_PATTERN, checked_quantity, size
+from agent.settings.policy import PolicySettings, ServiceSettings
 from agent.settings.sections import (
     AgentSection,
     ArtifactSettings,
@@ -37,7 +38,6 @@ from agent.settings.sections import (
     LoggingSettings,
     LogSettings,
     MetricsSettings,
-    PolicySettings,
     TracesSettings,
 )
 
@@ -59,6 +59,7 @@ __all__ = [
     "MetricsSettings",
     "PolicySettings",
     "SchedulerSettings",
+    "ServiceSettings",
     "Settings",
     "Tls",
     "TracesSettings",
@@ -93,6 +94,7 @@ class Settings(BaseSettings):
     cluster: ClusterSettings = ClusterSettings()
     environment: EnvironmentSettings = EnvironmentSettings()
     policy: PolicySettings = PolicySettings()
+    services: ServiceSettings = ServiceSettings()
     artifacts: ArtifactSettings = ArtifactSettings()
     logs: LogSettings = LogSettings()
     http: HttpSettings = HttpSettings()

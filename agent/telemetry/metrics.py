@@ -36,7 +36,7 @@ DEFAULT_SETTINGS = MetricsSettings()
 # Upper bounds of the buckets of the event loop's lag, in seconds.
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
-PHASES = ("schedule", "pull", "clone", "commands", "artifacts", "cleanup")
+PHASES = ("schedule", "pull", "clone", "services", "commands", "artifacts", "cleanup")
 # Verb and resource of every request that the agent sends to the Kubernetes API.
 API_REQUESTS = (
     ("create", "pods"),
@@ -122,6 +122,9 @@ class Metrics:
             "command_duration_seconds",
             "Time between the start marker and the end marker of a command.",
             buckets.phase_buckets,
+        )
+        self.services = self.counter(
+            "services", "Services of actions with an outcome, by whether they became ready.", "result"
         )
         self.adopted = self.counter("sessions_adopted", "Sessions that this agent adopted from other agents.")
         self.handed_over = self.counter(
@@ -229,6 +232,7 @@ class Metrics:
                 self.actions_completed.labels(result.value, stage.value, reason.value, fault(reason))
         create_series(self.action_duration, (each.value for each in Result))
         create_series(self.phase_duration, PHASES)
+        create_series(self.services, ("ready", "not_ready"))
         create_series(self.stream_reconnects, DISCONNECT_REASONS)
         create_series(self.log_dropped_bytes, LOG_DROP_REASONS)
         create_series(self.log_gaps, ("certain",))

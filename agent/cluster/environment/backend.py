@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from agent.settings import Settings
 
 TIMINGS = EnvironmentTimings()
+# Number of logs of services that the agent follows at once. Each needs a connection to the API server.
+MAX_LIVE_LOGS = 100
 
 
 class PodBackend:
@@ -67,8 +69,10 @@ class PodBackend:
                 registry_grace=policy.registry_grace,
                 start=policy.pull_timeout,
                 clone=policy.clone_timeout,
+                services=settings.services.timeout,
             ),
             copies=asyncio.Semaphore(settings.artifacts.parallel),
+            live_logs=asyncio.Semaphore(MAX_LIVE_LOGS),
             nudges=NudgeSwitch(client, lambda: settings.environment.nudge_kubelet and facts.nudges, watch.watched_pods),
             debug=debug,
             timings=timings,

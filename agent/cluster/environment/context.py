@@ -41,7 +41,8 @@ class EnvironmentTimings:
 class Context:
     """What all environments of an agent share. Owned by the backend.
 
-    `limits` bounds each part of a set-up. `copies` bounds how many environments copy files out at the same time.
+    `limits` bounds each part of a set-up. `copies` bounds how many environments copy files out at the same time, and
+    `live_logs` how many logs of services are followed.
     """
 
     settings: Settings
@@ -49,6 +50,7 @@ class Context:
     watch: PodWatch
     limits: SetupLimits
     copies: asyncio.Semaphore
+    live_logs: asyncio.Semaphore
     nudges: NudgeSwitch
     debug: DebugOptions | None
     timings: EnvironmentTimings

@@ -50,12 +50,18 @@ class DebugOptions:
     shell: bool = False
 
     async def upload_tree(
-        self, client: Client, target: ContainerRef, workspace: str, notify: Callable[[str], Awaitable[None]]
+        self,
+        client: Client,
+        target: ContainerRef,
+        workspace: str,
+        notify: Callable[[str], Awaitable[None]],
+        *,
+        gated: bool,
     ) -> None:
         """Extract the tar file `self.tree` into the folder `workspace` of container `target`.
 
-        The supervisor starts the commands when the upload is complete. `notify` is called before the upload, with a
-        sentence that states the size of the tree.
+        The supervisor starts the commands when the upload is complete and, if `gated`, all services are ready. `notify`
+        is called before the upload, with a sentence that states the size of the tree.
 
         Raises:
             ActionFailed: the upload failed.
@@ -64,7 +70,8 @@ class DebugOptions:
             return
         tree, size = self.tree, self.tree.stat().st_size
         await notify(f"copying the working tree, {size / 1e6:.1f} MB")
-        argv = [*packaging.receive_tree_program(), workspace, packaging.SNAPSHOT, GO, str(size)]
+        start = ("", packaging.GATE) if gated else (packaging.SNAPSHOT, GO)
+        argv = [*packaging.receive_tree_program(), workspace, *start, str(size)]
         stream = ExecStream(client, target, argv, seconds=UPLOAD_SECONDS, stdin=True)
         try:
             async with stream:

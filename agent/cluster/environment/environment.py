@@ -22,9 +22,11 @@ from agent.cluster.ending.pod_ending import PodEnding
 from agent.cluster.environment import failure_report
 from agent.cluster.environment.containers import PodContainers
 from agent.cluster.environment.requests import create_fitting_pod, create_secret, delete_pod, find_own_uid
+from agent.cluster.environment.services import PodServices
 from agent.cluster.logs import follower
 from agent.cluster.logs.source import Timings
 from agent.cluster.pod import manifest, recreate
+from agent.cluster.pod.action_order import restricted_user
 from agent.cluster.pod.fields import clone_notice, container_status, helper_status, parse_timestamp
 from agent.cluster.pod.setup_status import Expectations, FirstSeen
 from agent.cluster.pod.setup_timing import SetupTiming
@@ -81,7 +83,10 @@ class PodEnvironment:
             commands=len(plan.action.commands),
             secret=plan.secret_name,
             wants_files=plan.wants_files,
+            services=plan.action.services,
+            user=restricted_user(context.settings),
         )
+        self.services = PodServices(self)
 
     def own(self) -> None:
         """Watch the pod and register the environment. `create` calls this method again if `remove` has run before."""
@@ -118,6 +123,7 @@ class PodEnvironment:
         if not self.registry.owns(self.plan.name):
             self.own()
         self.creation_requested, self.uid, self.setup_timing = True, "", SetupTiming(time.monotonic())
+        self.services.reset()
         try:
             pod = await self.client.retry(
                 "create pod",
@@ -131,7 +137,7 @@ class PodEnvironment:
             if self.plan.action.secrets:
                 await self.create_secret(report_wait)
         except ClusterError as error:
-            text = f"the environment cannot be created: {error.message}"
+            text = self.services.explain(error.reason, f"the environment cannot be created: {error.message}")
             raise ActionFailed(Stage.SETUP, error.reason, text, log=failure_report.refusal_text(error)) from error
 
     async def create_secret(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
@@ -182,6 +188,7 @@ class PodEnvironment:
             wall, last = self.client.now(), self.pod_state.last
             judgement = classify(pod, self.expectations, self.context.limits, self.first_seen, now, wall, last)
             observation = await self.startup_events.describe_wait(pod, judgement.observation, now)
+            observation = self.services.with_states(pod, observation, now)
             if self.setup_timing:
                 self.setup_timing.record(self.metrics, pod, observation, now)
             if observation != previous:
@@ -194,16 +201,15 @@ class PodEnvironment:
             await self.pod_state.wait_for_change(version, timeout)
 
     async def with_report(self, observation: Observation) -> Observation:
-        """Return the observation. If it is a failure, add a report for the person who reads the set-up log."""
+        """Return the observation, with a report for the person who reads the set-up log if it is a failure."""
         if not isinstance(observation, (SetupFailed, Lost)):
             return observation
-        pod = self.pod_state.pod or self.pod_state.last
-        seconds = self.context.timings.events_retry_seconds
+        pod, seconds = self.pod_state.pod or self.pod_state.last, self.context.timings.events_retry_seconds
         return await failure_report.add_report(self.client, self.path, pod, observation, seconds)
 
     def markers(self, start: Cursor) -> MarkerReader:
         """Return a new reader for the supervisor's markers in this environment's log from a cursor on."""
-        return MarkerReader(self.plan.nonce, len(self.plan.action.commands), start)
+        return MarkerReader(self.plan.nonce, len(self.plan.action.commands), start, len(self.plan.action.services))
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogItem, None]:
         """Yield the log of the commands from the cursor to the end of the log."""
@@ -239,17 +245,11 @@ class PodEnvironment:
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
         """Copy the files that match `rules` out of the pod, within `seconds`. The last item is `Collected`."""
-        settings = self.context.settings.artifacts
 
         def open_exec(argv: list[str], seconds: float) -> execs.ExecStream:
             return execs.ExecStream(self.client, self.helper_container, argv, seconds=seconds)
 
-        limits = ArchiveLimits(
-            files=settings.max_files,
-            file_bytes=settings.max_file_size,
-            total_bytes=settings.max_total_size,
-            seconds=seconds,
-        )
+        limits = ArchiveLimits.of(self.context.settings.artifacts, seconds)
         items = collect.collect(open_exec, rules, limits, workspace=self.workspace)
         async with aclosing(items):
             async for item in items:
@@ -276,7 +276,7 @@ class PodEnvironment:
         # After a state loss of the scheduler the session calls this method again, perhaps while the commands run. A
         # second upload would overwrite the files of the commands.
         if self.context.debug is not None and self.uploaded_uid != self.uid:
-            await self.context.debug.upload_tree(self.client, self.helper_container, self.workspace, notify)
+            await self.services.upload_tree(self.context.debug, notify)
             self.uploaded_uid = self.uid
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:
@@ -334,7 +334,7 @@ class PodEnvironment:
         limit, retry_for = settings.cluster.delete_timeout, settings.cluster.retry_for
         unstarted_limit = settings.environment.grace + self.context.timings.unstarted_delete_seconds
         first_limit = limit if self.containers.may_have_run else min(limit, unstarted_limit)
-        for grace, seconds in ((None, first_limit), (0, limit)):
+        for grace, seconds in ((self.services.delete_grace, first_limit), (0, limit)):
             try:
                 uid = self.uid or await find_own_uid(self.client, self.path, self.plan.name, self.plan.nonce, retry_for)
                 if not uid or not await delete_pod(self.client, self.path, self.plan.name, uid, grace, seconds):

@@ -1,8 +1,8 @@
 """PID 1 of container `helper`: give container `action` its order, keep the log, and keep the files reachable.
 
-`packaging` sends this source to the pod, with the sources of `workspace`, `order` and `log_keeper` (Python 3.9,
-standard library). The program lives from the start of the pod until TERM or its deadline. Container `action`
-waits for the FIFO `go`, so the program creates the FIFOs before it does anything that costs time.
+`packaging` sends this source to the pod, with the sources of `workspace`, `order`, `start_gate` and `log_keeper`
+(Python 3.9, standard library). The program lives from the start of the pod until TERM or its deadline. Container
+`action` waits for the FIFO `go`, so the program creates the FIFOs before it does anything that costs time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 
 from agent.cluster.in_pod.log_keeper import LogKeeper
 from agent.cluster.in_pod.order import GO, SUPERVISOR, read_order, write, write_order
+from agent.cluster.in_pod.start_gate import StartGate
 from agent.cluster.in_pod.workspace import change_owner, start_commands, take_snapshot
 
 TYPE_CHECKING = False
@@ -37,8 +38,17 @@ def main(arguments: list[str], scripts: Mapping[str, str]) -> None:
         snapshot = ""
     if order["change_owner"]:
         snapshot = hand_over(keeper, order["workspace"], snapshot)
-    if order["start"]:
+
+    def start() -> None:
         start_commands(order["workspace"], snapshot, folder + "/" + GO)
+
+    if order["gate"]:
+        if snapshot and order["start"]:
+            take_snapshot(order["workspace"], snapshot)
+            snapshot = ""
+        keeper.hold_commands(StartGate(order, log_folder, time.monotonic()), start)
+    elif order["start"]:
+        start()
     keeper.run()
     keeper.stay()
 

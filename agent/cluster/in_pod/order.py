@@ -5,8 +5,8 @@ container `helper` in pieces, because Linux limits one variable to 128 KiB. The 
 process, so `pkill -f` finds only what the commands start. `packaging` sends this source to the pod (Python 3.9).
 
 The keys of an order: `nonce`, `commands`, `env`, `secrets` (names), `workspace`, `pipefail`, `shell_options`, `shell`,
-`termination` (a path), `snapshot`, `change_owner` and `start` (booleans), and the numbers `log_limit`, `log_key`,
-`drain` and `seconds`.
+`termination` (a path), `snapshot`, `change_owner` and `start` (booleans), `gate` (see `start_gate`, or null), and the
+numbers `log_limit`, `log_key`, `drain` and `seconds`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,17 @@ import zlib
 from functools import cache
 from typing import TYPE_CHECKING
 
-from agent.cluster.in_pod import collect_files, glob, helper, log_keeper, order, read_log, receive_tree, workspace
+from agent.cluster.in_pod import (
+    collect_files,
+    glob,
+    helper,
+    log_keeper,
+    order,
+    read_log,
+    receive_tree,
+    start_gate,
+    workspace,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +41,8 @@ PYTHON = ("python3", "-I", "-S", "-X", "utf8", "-c")
 SNAPSHOT = "/log/snapshot"
 # Folder of the log file, on a volume of container `helper` alone.
 LOG_FOLDER = "/log"
+# The FIFO by which an errand sends a word to the helper's gate.
+GATE = f"{LOG_FOLDER}/{start_gate.GATE}"
 # Number of characters of one piece of the order. Linux limits a variable to 128 KiB. A character has up to 4 bytes.
 PIECE_CHARACTERS = 30_000
 
@@ -42,7 +54,7 @@ def helper_program(supervisor: str, setup: str) -> tuple[str, ...]:
     `supervisor` and `setup` are the scripts of `agent.cluster.supervisor`, which the helper writes into the order.
     """
     scripts = {"supervisor": supervisor, "setup": setup}
-    return (*PYTHON, one_liner(workspace, order, log_keeper, helper, texts=scripts))
+    return (*PYTHON, one_liner(workspace, order, start_gate, log_keeper, helper, texts=scripts))
 
 
 @cache
@@ -61,6 +73,17 @@ def receive_tree_program() -> tuple[str, ...]:
 def read_log_program() -> tuple[str, ...]:
     """Return the command that sends bytes of the log file, without the arguments that `read_log.main` takes."""
     return (*PYTHON, one_liner(order, read_log))
+
+
+@cache
+def gate_program() -> tuple[str, ...]:
+    """Return the command that sends a word to the gate, without the arguments that `start_gate.main` takes."""
+    return (*PYTHON, one_liner(workspace, start_gate))
+
+
+def release_command() -> list[str]:
+    """Return the command that starts the commands if they wait for the agent only."""
+    return [*gate_program(), GATE, "release"]
 
 
 def helper_command(folder: str, *, supervisor: str, setup: str) -> list[str]:

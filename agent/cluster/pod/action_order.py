@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING
 
 from agent.cluster.in_pod import order, packaging
+from agent.cluster.pod.services.gate import gate_seconds, start_gate
 from agent.cluster.supervisor import command as command_module
 from agent.domain.json import Object
 
@@ -25,6 +26,11 @@ ACTION = "action"
 # Seconds that the deadlines inside the pod allow for adoption by another agent.
 ADOPTION_SECONDS = 300.0
 HOME = "/home/action"
+
+
+def restricted_user(settings: Settings) -> int:
+    """Return the user id of all containers in the profile `restricted`; 0 in another profile."""
+    return settings.environment.user if settings.environment.profile == "restricted" else 0
 
 
 def variables(plan: Plan, settings: Settings) -> dict[str, str]:
@@ -114,6 +120,7 @@ def order_variables(plan: Plan, settings: Settings) -> list[Object]:
         snapshot=plan.wants_files and not plan.action.artifacts.paths,
         change_owner=plan.action.repository is not None,
         start=not plan.upload_tree,
+        gate=start_gate(plan, settings),
         log_limit=settings.logs.max_total,
         log_key=plan.log_key,
         seconds=helper_seconds(plan, settings),
@@ -128,7 +135,8 @@ def order_variables(plan: Plan, settings: Settings) -> list[Object]:
 def helper_seconds(plan: Plan, settings: Settings) -> float:
     """Return the seconds after which container `helper` ends by itself, in case no agent deletes the pod."""
     copying = 2 * settings.artifacts.timeout if plan.wants_files else 0
-    return math.ceil(plan.timeout + settings.policy.pull_timeout + copying + ADOPTION_SECONDS)
+    waiting = gate_seconds(plan, settings)
+    return math.ceil(plan.timeout + settings.policy.pull_timeout + waiting + copying + ADOPTION_SECONDS)
 
 
 def escape_variables(text: str) -> str:

@@ -27,6 +27,8 @@ from agent.cluster.pod.action_order import (
     unexportable_variables,
 )
 from agent.cluster.pod.resources import HELPERS, helper_resources, resources
+from agent.cluster.pod.services.containers import host_aliases, scratch_volumes, service_containers
+from agent.cluster.pod.services.gate import gate_seconds
 from agent.cluster.pod.template_merge import merge
 from agent.cluster.supervisor import command as command_module
 from agent.domain.actions import When
@@ -95,12 +97,18 @@ def pod(plan: Plan, settings: Settings) -> Object:
             "activeDeadlineSeconds": deadline(plan, settings),
             "terminationGracePeriodSeconds": max(1, math.ceil(environment.grace)),
             "securityContext": pod_security_context(settings),
-            "containers": [helper_container(plan, settings), action_container(plan, settings)],
+            "containers": [
+                helper_container(plan, settings),
+                *service_containers(plan, settings, container_security_context(settings)),
+                action_container(plan, settings),
+            ],
             "volumes": volumes(plan, settings),
         },
     }
     if plan.action.repository:
         manifest["spec"]["initContainers"] = [clone_container(plan, settings)]
+    if aliases := host_aliases(plan):
+        manifest["spec"]["hostAliases"] = aliases
     if plan.user_namespace:
         manifest["spec"]["hostUsers"] = False
     result: Object = merge(manifest, environment.pod_template)
@@ -152,6 +160,7 @@ def deadline(plan: Plan, settings: Settings) -> int:
     return math.ceil(
         policy.pull_timeout
         + (policy.clone_timeout if plan.action.repository else 0)
+        + gate_seconds(plan, settings)
         + plan.timeout
         + settings.environment.grace
         # The agent waits for its turn before it copies the files. The wait and the copy each last at most
@@ -275,6 +284,7 @@ def volumes(plan: Plan, settings: Settings) -> list[Object]:
         # Secrets of the action must not reach a disk.
         {"name": "order", "emptyDir": {"medium": "Memory", "sizeLimit": ORDER_LIMIT}},
         {"name": "log", "emptyDir": {}},
+        *scratch_volumes(plan, settings),
     ]
     if settings.environment.profile == "restricted":
         found.append({"name": "home", "emptyDir": {"sizeLimit": settings.environment.workspace_limit}})

@@ -18,6 +18,7 @@ from agent.protocol.translate.fields import (
     refuse_unknown_fields,
     seconds,
 )
+from agent.protocol.translate.services import resources, resources_message, service, service_message
 from agent.protocol.wire import agent_pb2 as wire
 
 # ---- functions for the agent, which reads requests
@@ -46,13 +47,12 @@ def action(message: wire.Action) -> domain.Action:
         env=dict(message.env),
         secrets=dict(message.secrets),
         repository=repository(message.repository) if message.HasField("repository") else None,
-        resources=domain.Resources(
-            message.resources.cpu, message.resources.memory, message.resources.ephemeral_storage
-        ),
+        resources=resources(message.resources),
         timeout=timeout,
         artifacts=artifact_rules(message.artifacts),
         traceparent=message.traceparent,
         pipefail=message.shell.pipefail if message.shell.HasField("pipefail") else None,
+        services=tuple(service(each, number) for number, each in enumerate(message.services, 1)),
         environment_class=message.environment_class,
     )
 
@@ -99,6 +99,7 @@ def resume(message: wire.Resume) -> session_state.Resume:
         command=message.command,
         cancel=cancel(message.pending_cancel) if message.HasField("pending_cancel") else None,
         secrets=dict(message.secrets),
+        service_cursors=dict(message.service_cursors),
     )
 
 
@@ -115,17 +116,14 @@ def action_message(value: domain.Action) -> wire.Action:
         commands=value.commands,
         env=value.env,
         secrets=value.secrets,
-        resources=wire.Resources(
-            cpu=value.resources.cpu,
-            memory=value.resources.memory,
-            ephemeral_storage=value.resources.ephemeral_storage,
-        ),
+        resources=resources_message(value.resources),
         timeout=duration(value.timeout) if value.timeout is not None else None,
         artifacts=wire.ArtifactRules(
             paths=value.artifacts.paths, exclude=value.artifacts.exclude, when=WHENS[value.artifacts.when]
         ),
         traceparent=value.traceparent,
         shell=wire.Shell(pipefail=value.pipefail) if value.pipefail is not None else None,
+        services=[service_message(each) for each in value.services],
         environment_class=value.environment_class,
     )
     if (source := value.repository) is not None:
@@ -159,4 +157,5 @@ def resume_message(value: session_state.Resume) -> wire.Resume:
         command=value.command,
         pending_cancel=cancel_message(value.key.attempt_key, value.cancel) if value.cancel is not None else None,
         secrets=value.secrets,
+        service_cursors=value.service_cursors,
     )

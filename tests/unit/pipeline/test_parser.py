@@ -109,14 +109,14 @@ WRONG = [
     (
         A + "    image: i\n",
         "ci.yaml:5: actions.a.image: there is no such key, write configuration: {container: IMAGE}; allowed: "
-        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, retry, needs, when, "
-        "matrix",
+        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, "
+        "needs, when, matrix",
     ),
     (
-        A + "    services: [db]\n",
-        "ci.yaml:5: actions.a.services: there is no such key, the agent has nothing like it; allowed: "
-        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, retry, needs, when, "
-        "matrix",
+        A + "    rules: [db]\n",
+        "ci.yaml:5: actions.a.rules: there is no such key, the agent has nothing like it; allowed: "
+        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, "
+        "needs, when, matrix",
     ),
     (
         "on: push\n" + A,
@@ -134,7 +134,8 @@ WRONG = [
     (
         A.replace("commands", "command"),
         "ci.yaml:4: actions.a.command: there is no such key, did you mean 'commands'?; allowed: configuration, "
-        "commands, env, secrets, repo, resources, class, timeout, artifacts, shell, retry, needs, when, matrix",
+        "commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, needs, when, "
+        "matrix",
     ),
     (
         A.replace("container: i", "image: i"),
@@ -536,7 +537,7 @@ def test_conditions_and_retries_are_read() -> None:
         (
             "retry: {times: 1, reasons: [EVICTD]}",
             "retry.reasons[1]: must be one of COMMAND_FAILED, INVALID_CONFIGURATION, IMAGE_PULL_FAILED, "
-            "REPOSITORY_FAILED, OUT_OF_MEMORY, DEADLINE_EXCEEDED, ARTIFACTS_FAILED, UNSCHEDULABLE, EVICTED, PREEMPTED, "
+            "REPOSITORY_FAILED, OUT_OF_MEMORY, DEADLINE_EXCEEDED, ARTIFACTS_FAILED, SERVICE_FAILED, UNSCHEDULABLE, EVICTED, PREEMPTED, "
             "NODE_LOST, POD_DELETED, QUOTA_EXCEEDED, CLUSTER_UNAVAILABLE, INTERNAL, not 'EVICTD', "
             "did you mean 'EVICTED'?",
         ),
