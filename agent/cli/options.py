@@ -70,6 +70,20 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options `--output` and `--timestamps` to a command that shows a pipeline."""
+    command = click.option(
+        "--timestamps", is_flag=True, help="Write the time before each line, or into each JSON object. No live view."
+    )(command)
+    return click.option(
+        "--output",
+        type=click.Choice(["auto", "plain", "json"]),
+        default="auto",
+        show_default=True,
+        help="How the pipeline is shown. auto: live on a terminal, lines otherwise.",
+    )(command)
+
+
 def check_reports(files: Sequence[Path]) -> None:
     """Refuse report files of an unknown format, before anything starts."""
     from agent.console import report_files

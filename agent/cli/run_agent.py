@@ -92,6 +92,7 @@ def run_options(choices: Choices, settings: Settings, servers: Sequence[str]) ->
     return RunOptions(
         artifacts=choices.artifacts,
         output=choices.output,
+        timestamps=choices.timestamps,
         quiet=choices.quiet,
         reports=choices.reports,
         kept_commands=kept_commands if choices.keep else None,

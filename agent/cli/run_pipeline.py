@@ -88,6 +88,7 @@ class RunOptions:
 
     artifacts: Path | None = None
     output: str = "auto"
+    timestamps: bool = False
     quiet: bool = False
     reports: Sequence[Path] = ()
     kept_commands: Callable[[str], Sequence[str]] | None = None
@@ -112,7 +113,7 @@ async def run_pipeline(
     its sessions and returns. If `engine` raises an error, the agent could not run.
     """
     options = options or RunOptions()
-    view = open_view(options.output, stream or sys.stdout, quiet=options.quiet)
+    view = open_view(options.output, stream or sys.stdout, quiet=options.quiet, timestamps=options.timestamps)
     own = Interruptions()
     with contextlib.ExitStack() as stack:
         if interruptions is None:

@@ -93,6 +93,7 @@ async def submit(
     *,
     secrets: Mapping[str, str],
     output: str = "auto",
+    timestamps: bool = False,
     reports: Sequence[Path] = (),
     artifacts: Path | None = None,
     give_up: float = 60.0,
@@ -104,7 +105,7 @@ async def submit(
     `reports`: files for a summary. `artifacts`: folder for logs and files. `give_up`: seconds without any answer until
     the client gives up.
     """
-    view = open_view(output, stream or sys.stdout)
+    view = open_view(output, stream or sys.stdout, timestamps=timestamps)
     own = Interruptions()
     with contextlib.ExitStack() as stack:
         if interruptions is None:

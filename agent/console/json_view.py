@@ -18,15 +18,21 @@ if TYPE_CHECKING:
 
 
 class JsonView(View):
-    """Writes one JSON object per line. The texts of an action's `log` objects, put together, are its log."""
+    """Writes one JSON object per line. The texts of an action's `log` objects, put together, are its log.
 
-    def __init__(self, stream: TextIO) -> None:
+    With `timestamps`, each object has the time at which the scheduler stored its event, in seconds since the epoch.
+    """
+
+    def __init__(self, stream: TextIO, *, timestamps: bool = False) -> None:
         self.stream = stream
+        self.timestamps = timestamps
+        self.time = 0.0
         self.decoders: dict[str, codecs.IncrementalDecoder] = {}
         self.sources: dict[str, session_events.Source] = {}
 
     def show(self, event: PipelineEvent) -> None:
         """Write the JSON object of an event. Write nothing for an event of a kind that has no object."""
+        self.time = event.time
         match event.body:
             case events.Submitted(name=name, folder=folder):
                 self.write_line({"event": "submitted", "pipeline": event.pipeline, "name": name, "folder": folder})
@@ -83,5 +89,6 @@ class JsonView(View):
 
     def write_line(self, values: Mapping[str, object]) -> None:
         """Write one object, and flush so that a reading program gets it now."""
-        self.stream.write(json.dumps(values) + "\n")
+        time = {"time": round(self.time, 3)} if self.timestamps else {}
+        self.stream.write(json.dumps({**values, **time}) + "\n")
         self.stream.flush()

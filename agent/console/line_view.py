@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TextIO, assert_never
 from rich.console import Console
 
 from agent.console import final_summary, terminal_text
-from agent.console.formatting import fault_text, first_line, plural, size_text
+from agent.console.formatting import clock_text, fault_text, first_line, plural, size_text
 from agent.console.run_report import ActionReport
 from agent.console.terminal_text import LineSplitter
 from agent.console.view import View
@@ -25,10 +25,15 @@ SUMMARY_WIDTH = 200
 
 
 class LineView(View):
-    """Writes each line when it arrives, then a summary. With several actions, each line has the action's name."""
+    """Writes each line when it arrives, then a summary. With several actions, each line has the action's name.
 
-    def __init__(self, stream: TextIO) -> None:
+    With `timestamps`, each line begins with the local time at which the scheduler stored its event.
+    """
+
+    def __init__(self, stream: TextIO, *, timestamps: bool = False) -> None:
         self.stream = stream
+        self.timestamps = timestamps
+        self.time = 0.0
         self.console = Console(
             file=stream,
             force_terminal=False,
@@ -44,7 +49,7 @@ class LineView(View):
 
     def show(self, event: PipelineEvent) -> None:
         """Write the lines of an event."""
-        name = event.action
+        name, self.time = event.action, event.time
         match event.body:
             case events.Submitted() as submitted:
                 self.set_prefixes(submitted)
@@ -136,7 +141,8 @@ class LineView(View):
 
     def write(self, name: str, line: str) -> None:
         """Write one line with the prefix of its action."""
-        self.stream.write(f"{self.prefixes.get(name, '')}{line}\n")
+        time = f"{clock_text(self.time)} " if self.timestamps else ""
+        self.stream.write(f"{time}{self.prefixes.get(name, '')}{line}\n")
         self.stream.flush()
 
     def close(self, report: Report) -> None:

@@ -6,6 +6,8 @@ import io
 import json
 import re
 import sys
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -512,3 +514,19 @@ def test_names_and_outcomes_are_readable_in_a_narrow_window(width: int) -> None:
     assert len(set(shown)) == 3, "names that differ at their ends stay apart"
     assert (shown == names) == (width >= 100)
     assert all(len(row) <= width for row in output.getvalue().splitlines())
+
+
+def test_timestamps_stand_before_each_line_and_in_each_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    bodies = (("", plans("a", "b")), ("a", log(b"one\ntwo\n")), ("a", ActionEnded(FAILED, 1.0)))
+    texts = {}
+    for output in ("auto", "json"):
+        stream = io.StringIO()
+        view = open_view(output, stream, {}, timestamps=True)
+        for event, seconds in zip(events(*bodies), (0.0, 3661.25, float("nan")), strict=True):
+            view.show(replace(event, time=seconds))
+        texts[output] = stream.getvalue().splitlines()
+    assert texts["auto"][:2] == ["01:01:01.250 a │ one", "01:01:01.250 a │ two"]
+    assert texts["auto"][2].startswith("--:--:--.--- a │ · failed")
+    assert [json.loads(line)["time"] for line in texts["json"][:2]] == [0.0, 3661.25]

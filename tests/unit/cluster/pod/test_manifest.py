@@ -10,7 +10,7 @@ import pytest
 
 from agent.cluster.pod import action_order, labels, manifest
 from agent.cluster.pod.manifest import Plan
-from agent.cluster.pod.recreate import secret_of_older_agent
+from agent.cluster.pod.recreate import recreation_manifest, secret_of_older_agent
 from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources, When
 from agent.domain.json import Object
 from agent.domain.references.secret_name import checked_secret_name
@@ -440,3 +440,15 @@ def test_the_template_of_a_class_is_merged_after_that_of_all_pods() -> None:
     without = manifest.pod(PLAN, settings)
     assert without["spec"]["nodeSelector"] == {"disk": "ssd", "gpu": "no"}
     assert "sealci.dev/class" not in without["metadata"]["labels"]
+
+
+def test_a_re_created_pod_keeps_only_a_node_that_a_template_names() -> None:
+    pinned = {"pod_template": {"spec": {"nodeName": "gpu-1"}}}
+    settings = Settings.model_validate({"environment": {"classes": {"pinned": pinned, "free": {}}}})
+    for name, kept in (("pinned", True), ("free", False), ("", False)):
+        plan = replace(PLAN, action=replace(ACTION, environment_class=name))
+        pod = manifest.pod(plan, settings) | {"status": {}}
+        pod["spec"]["nodeName"] = "gpu-1"
+        found = recreation_manifest(pod, settings)
+        assert found is not None
+        assert ("nodeName" in found["spec"]) is kept
