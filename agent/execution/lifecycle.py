@@ -7,12 +7,13 @@ outcome, whatever the outcome is. `run_action` returns when the API server repor
 from __future__ import annotations
 
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.domain.errors import ActionFailed, Stage
+from agent.domain.errors import ActionFailed, Reason, Stage
 from agent.domain.events import Source
 from agent.domain.observations import Exited, Lost, Running, SetupFailed
 from agent.execution.artifacts import collect
@@ -92,7 +93,13 @@ async def take_over(session: Session, environment: Environment, *, resume: Resum
     Raises:
         ActionFailed, Interrupted: the commands do not start.
     """
-    await session.run_until_stopped(environment.take_over(resume.secrets))
+    begun = await session.run_until_stopped(environment.take_over(resume))
+    if not begun:
+        if resume.cancel is not None:
+            session.cancel(resume.cancel)
+        if session.stop_request is not None:
+            raise Interrupted(session.stop_request)
+        await session.run_until_stopped(begin_again(session, environment, resume))
     session.progress.environment_created()
     if resume.cancel is not None:
         session.cancel(resume.cancel)
@@ -100,6 +107,22 @@ async def take_over(session: Session, environment: Environment, *, resume: Resum
     if not environment.running_for or waits_for_services:
         await wait_until_running(session, environment)
     session.progress.count_earlier_run(environment.running_for)
+
+
+async def begin_again(session: Session, environment: Environment, resume: Resume) -> None:
+    """Create the environment of an adopted session whose commands the former agent has not started.
+
+    Raises:
+        ActionFailed: the scheduler sent no action, or the environment cannot be created.
+    """
+    if resume.action is None:
+        text = "the former agent was lost before the first command, and the scheduler has not sent the action again"
+        raise ActionFailed(Stage.SETUP, Reason.INTERNAL, text)
+    await session.reporter.write_log(
+        "the former agent was lost before the first command; the pod is re-created", Source.SETUP
+    )
+    await environment.begin_again(replace(resume.action, key=session.key, traceparent=session.action.traceparent))
+    await environment.create(partial(session.reporter.enter, Stage.SETUP))
 
 
 async def set_up(session: Session, environment: Environment) -> None:

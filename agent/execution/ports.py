@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
     from agent.domain.actions import Action, ArtifactRules, Key
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from agent.domain.log_cursor import Cursor
     from agent.domain.observations import Collected, LogItem, Marker, Observation, ServiceOutput
     from agent.domain.outcome import Outcome
+    from agent.domain.session_state import Resume
 
 
 class MarkerReader(Protocol):
@@ -90,11 +91,20 @@ class Environment(Protocol):
             ActionFailed: the API refused for good, or was unreachable for too long.
         """
 
-    async def take_over(self, secrets: Mapping[str, str]) -> None:
+    async def take_over(self, resume: Resume) -> bool:
         """Create what is missing of an adopted environment, because the former agent may have died during `create`.
+
+        Returns False if no command has run, and the environment can start none any more. `begin_again` must follow.
 
         Raises:
             ActionFailed: the environment cannot be completed.
+        """
+
+    async def begin_again(self, action: Action) -> None:
+        """Drop the adopted pod, so that `create` runs this action in another one.
+
+        Raises:
+            ActionFailed: it is not certain that the adopted pod runs no command.
         """
 
     @property

@@ -55,7 +55,10 @@ class SessionRow:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the page shows. `not_ready` is why the agent accepts no action now, "" if it accepts actions."""
+    """What the page shows. `not_ready` is why the agent accepts no action now, "" if it accepts actions.
+
+    `warm`: the settings name warm pods.
+    """
 
     version: str
     pool: str
@@ -66,6 +69,7 @@ class Snapshot:
     running: Sequence[SessionRow]
     recent: Sequence[SessionRow]
     classes: Sequence[str] = ()
+    warm: bool = False
 
 
 def session_row(session: Session) -> SessionRow:
@@ -118,7 +122,16 @@ def facts(snapshot: Snapshot, health: Health) -> list[tuple[str, str]]:
         ("finished", f"{snapshot.finished}"),
         ("orphans", coloured("bad" if health.remains else "good", f"{health.remains}")),
         *([("classes", escape(", ".join(snapshot.classes)))] if snapshot.classes else []),
+        *([("warm pods", warm_pods(health))] if snapshot.warm else []),
     ]
+
+
+def warm_pods(health: Health) -> str:
+    """Return the number of waiting warm pods for each image."""
+    waiting = [
+        f"{each.idle} of {escape(each.image)} ({escape(each.cpu)}, {escape(each.memory)})" for each in health.warm
+    ]
+    return "<br>".join(waiting) or coloured("dim", "none waits")
 
 
 def coloured(colour: str, text: str) -> str:

@@ -25,6 +25,7 @@ from pydantic_settings import (
 )
 
 from agent.domain.errors import SettingsError
+from agent.domain.references.image_reference import image_matches
 from agent.settings.connection import ClassicSettings, SchedulerSettings, Tls
 from agent.settings.environment_classes import ClassSettings, class_policies, policy_of_class, settings_of_class
 from agent.settings.field_types import NAME_PATTERN, checked_quantity, size
@@ -40,6 +41,7 @@ from agent.settings.sections import (
     MetricsSettings,
     TracesSettings,
 )
+from agent.settings.warm import WarmSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,6 +65,7 @@ __all__ = [
     "Settings",
     "Tls",
     "TracesSettings",
+    "WarmSettings",
     "checked_quantity",
     "class_policies",
     "load",
@@ -93,6 +96,7 @@ class Settings(BaseSettings):
     agent: AgentSection = AgentSection()
     cluster: ClusterSettings = ClusterSettings()
     environment: EnvironmentSettings = EnvironmentSettings()
+    warm: WarmSettings = WarmSettings()
     policy: PolicySettings = PolicySettings()
     services: ServiceSettings = ServiceSettings()
     artifacts: ArtifactSettings = ArtifactSettings()
@@ -101,6 +105,21 @@ class Settings(BaseSettings):
     metrics: MetricsSettings = MetricsSettings()
     traces: TracesSettings = TracesSettings()
     logging: LoggingSettings = LoggingSettings()
+
+    @model_validator(mode="after")
+    def warm_pods_can_be_used(self) -> Settings:
+        """Refuse pools of warm pods that no action could ever get."""
+        for number, pool in enumerate(self.warm.pools):
+            where = f"warm.pools[{number}].image: {pool.image!r}"
+            if not any(image_matches(pool.image, allowed) for allowed in self.policy.images):
+                raise ValueError(f"{where} is not allowed by policy.images: {', '.join(self.policy.images)}")
+            moves = "@" not in pool.image and self.environment.image_pull_policy == "Always"
+            if moves and not self.warm.stale_tags:
+                raise ValueError(
+                    f"{where} is a tag, and environment.image_pull_policy is Always: "
+                    "name a digest, or set warm.stale_tags"
+                )
+        return self
 
     @model_validator(mode="after")
     def classes_fit_the_policy(self) -> Settings:
@@ -200,6 +219,7 @@ def describe_error(detail: Any) -> str:
     """Describe one validation error. The text names the key and the environment variable."""
     path = [str(part) for part in detail["loc"]]
     if not path:
+        # The error is about two sections that do not fit together. Its message names the settings.
         return str(detail["msg"]).removeprefix("Value error, ")
     key = ".".join(path)
     variable = PREFIX + "__".join(part.upper() for part in path)

@@ -58,9 +58,23 @@ API_REQUESTS = (
     ("patch", "leases"),
     ("delete", "leases"),
 )
-REQUEST_PRIORITIES = ("alive", "going", "new")
+REQUEST_PRIORITIES = ("alive", "going", "new", "refill")
 RESPONSE_CODES = ("2xx", "4xx", "5xx", "error")
 DISCONNECT_REASONS = ("closed", "unavailable", "unauthenticated", "refused", "silent", "rotated", "error")
+# `warm`, or why an action got a pod of its own: no pool fits, the pool has no pod that waits, the claim or the delivery
+# failed, and what only a pod of its own can have.
+WARM_RESULTS = (
+    "warm",
+    "cold_no_pool",
+    "cold_empty",
+    "cold_lost",
+    "cold_class",
+    "cold_image",
+    "cold_repository",
+    "cold_services",
+    "cold_size",
+    "cold_variable",
+)
 NUDGE_RESULTS = ("accepted", "refused", "failed", "skipped")
 LOG_DROP_REASONS = ("line_limit", "total_limit", "gap")
 SESSION_STAGES = ("setup", "commands", "artifacts", "cleanup")
@@ -193,6 +207,20 @@ class Metrics:
         self.nudges = self.counter(
             "kubelet_nudges", "Resizes of container `helper` that make the kubelet look at a pod at once.", "result"
         )
+        self.warm_pods = self.gauge("warm_pods", "Warm pods that no action has claimed.", "state")
+        self.warm_claims = self.counter(
+            "warm_claims",
+            "Actions that got a warm pod, or a pod of their own and why. Counted only if warm pods are on.",
+            "result",
+        )
+        self.warm_claim_seconds = self.histogram(
+            "warm_claim_seconds",
+            "Time from the claim of a warm pod to the start of the commands.",
+            self.settings.request_buckets,
+        )
+        self.warm_pod_seconds = self.counter(
+            "warm_pod_seconds", "Age of warm pods when an action claimed them, or when they were deleted unused.", "use"
+        )
         self.watch_restarts = self.counter("watch_restarts", "Watches re-opened after they ended.")
         self.environments = self.gauge("environments", "Environments that this agent owns.")
         self.swept = self.counter("swept", "Orphans that a sweep deleted.", "kind")
@@ -240,6 +268,9 @@ class Metrics:
         create_series(self.artifact_failures, ARTIFACT_FAILURE_REASONS)
         create_series(self.request_wait, REQUEST_PRIORITIES)
         create_series(self.nudges, NUDGE_RESULTS)
+        create_series(self.warm_pods, ("starting", "idle"))
+        create_series(self.warm_claims, WARM_RESULTS)
+        create_series(self.warm_pod_seconds, ("claimed", "wasted"))
         create_series(self.swept, ("pod", "lease"))
         create_series(self.internal_errors, SURVIVING_COMPONENTS)
         for direction, kinds in STREAM_MESSAGES.items():

@@ -35,12 +35,13 @@ from agent.domain.outcome import Result
 from tests.fakes.waiting import Changing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from agent.domain.actions import Action, ArtifactRules
     from agent.domain.artifacts import FilePart
     from agent.domain.log_cursor import Cursor
     from agent.domain.outcome import Outcome
+    from agent.domain.session_state import Resume
 
 NONCE = "0123456789abcdef"
 
@@ -63,6 +64,7 @@ class Script:
         deaf: the commands cannot be interrupted.
         service_logs: the end of the log of each service, by name, or the error of a log that cannot be read.
         live_logs: what `live_log` yields for each service, by name.
+        begun: whether the commands of an adopted environment have begun.
         remove_error: an error that `remove` raises. The `remove` of a real environment never raises.
     """
 
@@ -80,6 +82,7 @@ class Script:
     live_logs: dict[str, list[ServiceOutput]] = field(default_factory=dict)
     interactive: bool = False
     setup_notice: str = ""
+    begun: bool = True
     remove_error: BaseException | None = None
 
 
@@ -166,9 +169,15 @@ class FakeEnvironment:
     def name(self) -> str:
         return f"memory/{self.action.key.action_id}"
 
-    async def take_over(self, secrets: Mapping[str, str]) -> None:
-        """Record that an agent has adopted the session. `secrets` are not used."""
+    async def take_over(self, resume: Resume) -> bool:
+        """Record that an agent has adopted the session. Return `begun` of the script."""
         await self.note("take over")
+        return self.script.begun
+
+    async def begin_again(self, action: Action) -> None:
+        """Record that the adopting agent begins the action."""
+        self.action = action
+        await self.note("begin again")
 
     @property
     def running_for(self) -> float:

@@ -6,8 +6,8 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agent.cluster.environment.requests import STRICT
 from agent.cluster.pod import manifest
+from agent.cluster.requests import STRICT
 from agent.domain.actions import Action, HealthCommand, Key, Service
 from agent.domain.check_result import Finding, failed, ok, skipped, warning
 from agent.domain.errors import ClusterError

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from agent.cluster.environment.debugging import DebugOptions
     from agent.cluster.environment.watch import PodWatch
     from agent.cluster.pod.setup_status import SetupLimits
+    from agent.cluster.warm.warm_pods import WarmPods
     from agent.settings import Settings
 
 
@@ -52,5 +53,6 @@ class Context:
     copies: asyncio.Semaphore
     live_logs: asyncio.Semaphore
     nudges: NudgeSwitch
+    warm: WarmPods
     debug: DebugOptions | None
     timings: EnvironmentTimings

@@ -185,15 +185,14 @@ class LogKeeper:
         """Make the FIFO `go` visible, for which container `action` waits."""
         os.rename(self.folder + "/." + GO, self.folder + "/" + GO)
 
-    def wait_for_user(self) -> tuple[int, int] | None:
-        """Wait for PID 1 of container `action`.
+    def wait_for_user(self, seconds: float) -> tuple[int, int] | None:
+        """Wait up to SECONDS for PID 1 of container `action`.
 
-        Return the user and group that PID 1 reports. None if PID 1 reports neither, or did not start before the
-        deadline.
+        Return the user and group that PID 1 reports. None if PID 1 reports neither, or did not start in time.
         """
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
-        if not poll.poll(max(0, int((self.deadline - time.monotonic()) * 1000))):
+        if not poll.poll(max(0, int(seconds * 1000))):
             return None
         words = os.read(self.control, 4096).split()
         self.present = bool(words)
@@ -204,6 +203,16 @@ class LogKeeper:
         self.gate, self.start = gate, start
         self.limit = max(self.limit, MARKER_BYTES)
         self.poll.register(gate.fifo, select.POLLIN)
+
+    def action_has_ended(self) -> bool:
+        """Return whether PID 1 of container `action` was there and has ended."""
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+    def send_word(self, word: bytes) -> None:
+        """Write a word into the FIFO `go`, which PID 1 of container `action` reads."""
+        os.write(self.go, word)
 
     def leave(self, *_: object) -> None:
         """Exit on TERM: at once, or after the log's end if commands may still write."""
@@ -326,7 +335,7 @@ class LogKeeper:
 
     def answer_drained(self) -> None:
         self.drain_at = None
-        os.write(self.go, b"drained\n")
+        self.send_word(b"drained\n")
 
     def check_times(self, now: float) -> None:
         if self.drain_at is not None and now >= self.drain_at:

@@ -1,9 +1,9 @@
 """Pack the programs of container `helper` into commands that any container with Python 3.9 can run.
 
 The programs are ordinary modules, so that they are typed, linted and tested: `helper`, which is PID 1, and the errands
-`collect_files`, `receive_tree` and `read_log`, each one exec. A command carries their source as one argument of
-`python3 -c`, compressed, without comments and docstrings. So the version of the image on a node does not have to match
-the agent's version.
+`collect_files`, `receive_tree`, `read_log` and `deliver_order`, each one exec. A command carries their source as one
+argument of `python3 -c`, compressed, without comments and docstrings. So the version of the image on a node does not
+have to match the agent's version.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 
 from agent.cluster.in_pod import (
     collect_files,
+    deliver_order,
     glob,
     helper,
     log_keeper,
     order,
+    order_server,
     read_log,
     receive_tree,
     start_gate,
@@ -54,7 +56,7 @@ def helper_program(supervisor: str, setup: str) -> tuple[str, ...]:
     `supervisor` and `setup` are the scripts of `agent.cluster.supervisor`, which the helper writes into the order.
     """
     scripts = {"supervisor": supervisor, "setup": setup}
-    return (*PYTHON, one_liner(workspace, order, start_gate, log_keeper, helper, texts=scripts))
+    return (*PYTHON, one_liner(workspace, order, start_gate, log_keeper, order_server, helper, texts=scripts))
 
 
 @cache
@@ -84,6 +86,12 @@ def gate_program() -> tuple[str, ...]:
 def release_command() -> list[str]:
     """Return the command that starts the commands if they wait for the agent only."""
     return [*gate_program(), GATE, "release"]
+
+
+@cache
+def deliver_order_command() -> tuple[str, ...]:
+    """Return the command that carries messages between the agent and the helper of a warm pod."""
+    return (*PYTHON, one_liner(order, deliver_order), LOG_FOLDER)
 
 
 def helper_command(folder: str, *, supervisor: str, setup: str) -> list[str]:

@@ -11,7 +11,8 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from agent.cluster.in_pod import order, packaging
+from agent.cluster.in_pod import order as order_module
+from agent.cluster.in_pod import packaging
 from agent.cluster.pod.services.gate import gate_seconds, start_gate
 from agent.cluster.supervisor import command as command_module
 from agent.domain.json import Object
@@ -105,15 +106,14 @@ def secret_variable(name: str, key: str, plan: Plan) -> Object:
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": plan.secret_name, "key": key}}}
 
 
-def order_variables(plan: Plan, settings: Settings) -> list[Object]:
-    """Return the variables of container `helper`: the action's order, and the values of its secrets."""
+def order(plan: Plan, settings: Settings) -> Object:
+    """Return the order of an action, with the names of its secrets."""
     values = variables(plan, settings)
-    secrets = order_secrets(plan, settings)
-    asked = command_module.order(
+    return command_module.order(
         plan.action.commands,
         nonce=plan.nonce,
         env={name: value for name, value in values.items() if name not in command_module.NOT_EXPORTABLE},
-        secrets=secrets,
+        secrets=order_secrets(plan, settings),
         workspace=settings.environment.workspace,
         pipefail=command_module.pipefail_mode(plan.action.pipefail, settings.environment.pipefail),
         # The agent compares the workspace with the snapshot only if the action declares no paths of artifacts.
@@ -125,10 +125,20 @@ def order_variables(plan: Plan, settings: Settings) -> list[Object]:
         log_key=plan.log_key,
         seconds=helper_seconds(plan, settings),
     )
+
+
+def order_variables(plan: Plan, settings: Settings) -> list[Object]:
+    """Return the variables of container `helper`: the action's order, and the values of its secrets.
+
+    A warm pod has no order yet. Its variable is the time to wait for one.
+    """
+    if plan.idle_seconds:
+        return [{"name": order_module.IDLE_SECONDS, "value": f"{plan.idle_seconds:g}"}]
+    asked = order(plan, settings)
     pieces = packaging.order_variables(asked)
     return [
         *({"name": name, "value": escape_variables(piece)} for name, piece in pieces.items()),
-        *(secret_variable(order.SECRET + name, name, plan) for name in secrets),
+        *(secret_variable(order_module.SECRET + name, name, plan) for name in asked["secrets"]),
     ]
 
 

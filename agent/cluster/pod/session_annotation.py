@@ -7,6 +7,7 @@ again.
 from __future__ import annotations
 
 import json
+from datetime import datetime
 
 from agent.cluster.pod import labels
 from agent.domain.actions import (
@@ -22,13 +23,14 @@ from agent.domain.actions import (
 from agent.domain.json import Object
 
 
-def write(action: Action, nonce: str, timeout: float, log_key: int) -> str:
+def write(action: Action, nonce: str, timeout: float, log_key: int, *, claimed_at: datetime | None = None) -> str:
     """Return the annotation of a session.
 
     `timeout` is the effective timeout of the commands, in seconds. `log_key` is the key of the checksums in the log.
+    `claimed_at`: when the session got a warm pod, by the cluster's clock. None for a pod of its own.
     """
     rules = action.artifacts
-    session = {
+    session: Object = {
         "action_id": action.key.action_id,
         "attempt": action.key.attempt,
         "name": action.name,
@@ -45,6 +47,8 @@ def write(action: Action, nonce: str, timeout: float, log_key: int) -> str:
     }
     if action.services:
         session["services"] = [write_service(each) for each in action.services]
+    if claimed_at is not None:
+        session["claimed_at"] = claimed_at.isoformat(timespec="milliseconds")
     return json.dumps(session, separators=(",", ":"))
 
 
@@ -76,6 +80,15 @@ def command_count(session: Object) -> int:
     """Return the number of commands of a session. The name of the field depends on the release and on services."""
     names = ("command_count", "command_count_beside_services")
     return int(next((session[name] for name in names if name in session), None) or session["commands"])
+
+
+def claimed_at_of(pod: Object) -> datetime | None:
+    """Return when a session got this warm pod. None for a pod that was created for its session."""
+    try:
+        found = datetime.fromisoformat(json.loads(pod["metadata"]["annotations"][labels.SESSION])["claimed_at"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return found if found.tzinfo else None
 
 
 def log_key_of(pod: Object) -> int:

@@ -100,6 +100,7 @@ def resume(message: wire.Resume) -> session_state.Resume:
         cancel=cancel(message.pending_cancel) if message.HasField("pending_cancel") else None,
         secrets=dict(message.secrets),
         service_cursors=dict(message.service_cursors),
+        action=action(message.action) if message.HasField("action") else None,
     )
 
 
@@ -158,4 +159,5 @@ def resume_message(value: session_state.Resume) -> wire.Resume:
         pending_cancel=cancel_message(value.key.attempt_key, value.cancel) if value.cancel is not None else None,
         secrets=value.secrets,
         service_cursors=value.service_cursors,
+        action=action_message(value.action) if value.action is not None else None,
     )

@@ -444,6 +444,7 @@ class Health(_message.Message):
     CLUSTER_REACHABLE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     REMAINS_FIELD_NUMBER: _builtins.int
+    WARM_FIELD_NUMBER: _builtins.int
     status: Global___Health.Status.ValueType
     slots: _builtins.int
     running: _builtins.int
@@ -453,6 +454,10 @@ class Health(_message.Message):
     """the reason of DEGRADED, for people"""
     remains: _builtins.int
     """number of objects in the cluster that the agent could not delete so far"""
+    @_builtins.property
+    def warm(self) -> _containers.RepeatedCompositeFieldContainer[Global___WarmPool]:
+        """at most 100 kinds of warm pods that wait; an action with this shape begins at once"""
+
     def __init__(
         self,
         *,
@@ -462,14 +467,48 @@ class Health(_message.Message):
         cluster_reachable: _builtins.bool = ...,
         message: _builtins.str = ...,
         remains: _builtins.int = ...,
+        warm: _abc.Iterable[Global___WarmPool] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_reachable", b"cluster_reachable", "message", b"message", "remains", b"remains", "running", b"running", "slots", b"slots", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_reachable", b"cluster_reachable", "message", b"message", "remains", b"remains", "running", b"running", "slots", b"slots", "status", b"status", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Health: _TypeAlias = Health  # noqa: Y015
+
+@_typing.final
+class WarmPool(_message.Message):
+    """Warm pods of one shape that wait for an action. Part of Health. A scheduler may prefer an agent whose warm pods fit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    CPU_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    IDLE_FIELD_NUMBER: _builtins.int
+    image: _builtins.str
+    """as in Action.image"""
+    cpu: _builtins.str
+    """request, with the policy's default in place of an empty value"""
+    memory: _builtins.str
+    idle: _builtins.int
+    """number of waiting pods"""
+    def __init__(
+        self,
+        *,
+        image: _builtins.str = ...,
+        cpu: _builtins.str = ...,
+        memory: _builtins.str = ...,
+        idle: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "idle", b"idle", "image", b"image", "memory", b"memory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WarmPool: _TypeAlias = WarmPool  # noqa: Y015
 
 @_typing.final
 class Event(_message.Message):
@@ -1702,6 +1741,7 @@ class Resume(_message.Message):
     COMMAND_FIELD_NUMBER: _builtins.int
     PENDING_CANCEL_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
     SERVICE_CURSORS_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     attempt: _builtins.int
@@ -1723,10 +1763,14 @@ class Resume(_message.Message):
         """values of the action's secrets; an adopting agent needs them to mask the log"""
 
     @_builtins.property
-    def service_cursors(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
-        """10 is reserved for the action itself, which an adopting agent could begin.
-        by service: cursor of the last stored chunk of its log
+    def action(self) -> Global___Action:
+        """The whole action, for an adopting agent. The agent begins the action if its former agent was lost before the first
+        command in a warm pod. Unset: the attempt then ends with INTERNAL.
         """
+
+    @_builtins.property
+    def service_cursors(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """by service: cursor of the last stored chunk of its log"""
 
     def __init__(
         self,
@@ -1740,11 +1784,12 @@ class Resume(_message.Message):
         command: _builtins.int = ...,
         pending_cancel: Global___Cancel | None = ...,
         secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        action: Global___Action | None = ...,
         service_cursors: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["pending_cancel", b"pending_cancel"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "pending_cancel", b"pending_cancel"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "attempt", b"attempt", "claim", b"claim", "command", b"command", "cursor", b"cursor", "pending_cancel", b"pending_cancel", "secrets", b"secrets", "seq", b"seq", "service_cursors", b"service_cursors", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "action_id", b"action_id", "attempt", b"attempt", "claim", b"claim", "command", b"command", "cursor", b"cursor", "pending_cancel", b"pending_cancel", "secrets", b"secrets", "seq", b"seq", "service_cursors", b"service_cursors", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -537,7 +537,8 @@ def test_conditions_and_retries_are_read() -> None:
         (
             "retry: {times: 1, reasons: [EVICTD]}",
             "retry.reasons[1]: must be one of COMMAND_FAILED, INVALID_CONFIGURATION, IMAGE_PULL_FAILED, "
-            "REPOSITORY_FAILED, OUT_OF_MEMORY, DEADLINE_EXCEEDED, ARTIFACTS_FAILED, SERVICE_FAILED, UNSCHEDULABLE, EVICTED, PREEMPTED, "
+            "REPOSITORY_FAILED, OUT_OF_MEMORY, DEADLINE_EXCEEDED, ARTIFACTS_FAILED, SERVICE_FAILED, "
+            "UNSCHEDULABLE, EVICTED, PREEMPTED, "
             "NODE_LOST, POD_DELETED, QUOTA_EXCEEDED, CLUSTER_UNAVAILABLE, INTERNAL, not 'EVICTD', "
             "did you mean 'EVICTED'?",
         ),
