@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.aio import run_until_set
-from agent.cluster.environment.capabilities import learn_facts
+from agent.cluster.capabilities import learn_facts
 from agent.cluster.ownership import owner_reference
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from agent.app.status import AgentStatus
     from agent.app.timings import AppTimings
     from agent.cluster.api.client import Client
+    from agent.cluster.capabilities import ClusterFacts
     from agent.cluster.environment.backend import PodBackend
-    from agent.cluster.environment.capabilities import ClusterFacts
     from agent.cluster.environment.watch import PodWatch
     from agent.cluster.ownership.adoption import Adoption
     from agent.cluster.ownership.leases import Leases

@@ -9,8 +9,8 @@ from agent.app.handlers import Handlers
 from agent.app.shutdown import Shutdown
 from agent.app.status import AgentStatus
 from agent.app.timings import AppTimings
+from agent.cluster.capabilities import ClusterFacts
 from agent.cluster.environment.backend import PodBackend
-from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.ownership.adoption import Adoption
 from agent.cluster.ownership.leases import Leases

@@ -252,7 +252,7 @@ def doctor(
     Exit codes: 0 no check failed, 1 a check failed.
     """
     from agent.app.doctor import PARTS, examine
-    from agent.console.check_report import report
+    from agent.console.reports.check_report import report
 
     settings = load(config, parse_assignments(assignments))
     settings = with_local_cluster(settings) if only != "scheduler" else settings

@@ -86,7 +86,7 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def check_reports(files: Sequence[Path]) -> None:
     """Refuse report files of an unknown format, before anything starts."""
-    from agent.console import report_files
+    from agent.console.reports import report_files
 
     for file in files:
         try:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agent.app.agent import App
     from agent.cli.run import Choices
     from agent.cli.run_pipeline import Endpoint
-    from agent.console.run_report import ExitCode
+    from agent.console.reports.run_report import ExitCode
     from agent.pipeline.parser import Pipeline
     from agent.settings import Settings
 

@@ -20,10 +20,10 @@ import structlog
 
 from agent.aio import cancel_and_wait, first_of
 from agent.cli.run_states import IGNORED, Event, State
-from agent.console import report_files
 from agent.console.follower import Follower, Interruptions, OutputClosed, ViewFailed, print_notice
 from agent.console.open_view import open_view
-from agent.console.run_report import ExitCode
+from agent.console.reports import report_files
+from agent.console.reports.run_report import ExitCode
 from agent.domain.errors import AgentError, NoCluster, SettingsError
 from agent.domain.outcome import Result
 from agent.local_scheduler.local_service import Access

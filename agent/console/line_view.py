@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, TextIO, assert_never
 
 from rich.console import Console
 
-from agent.console import final_summary, terminal_text
+from agent.console import terminal_text
 from agent.console.formatting import clock_text, fault_text, first_line, plural, size_text
-from agent.console.run_report import ActionReport, service_text
+from agent.console.reports import final_summary
+from agent.console.reports.run_report import ActionReport, service_text
 from agent.console.terminal_text import LineSplitter
 from agent.console.view import View
 from agent.domain import events as session_events
@@ -17,7 +18,7 @@ from agent.domain.events import ServiceState, Source
 from agent.pipeline import events
 
 if TYPE_CHECKING:
-    from agent.console.run_report import Report
+    from agent.console.reports.run_report import Report
     from agent.pipeline.events import PipelineEvent
 
 # Width of the summary table in characters. Output to a file has no terminal width, so no column is shortened.

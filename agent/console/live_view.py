@@ -16,7 +16,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.tree import Tree
 
-from agent.console import final_summary, terminal_text
+from agent.console import terminal_text
 from agent.console.formatting import (
     RESULT_COLOURS,
     duration_text,
@@ -29,7 +29,8 @@ from agent.console.formatting import (
     styled_log,
 )
 from agent.console.listing import dependency_order, tree_parent
-from agent.console.run_report import Report
+from agent.console.reports import final_summary
+from agent.console.reports.run_report import Report
 from agent.console.terminal_text import LineSplitter
 from agent.console.view import View
 from agent.domain import events as session_events
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-    from agent.console.run_report import ActionReport
+    from agent.console.reports.run_report import ActionReport
     from agent.pipeline.events import PipelineEvent, Transfer
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 
-from agent.console import final_summary
 from agent.console.json_view import JsonView
 from agent.console.line_view import LineView
 from agent.console.live_view import LiveView
+from agent.console.reports import final_summary
 from agent.console.terminal_text import without_ci_commands
 from agent.console.view import QuietView, View
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from agent.cluster.in_pod.packaging import LOG_FOLDER
+from agent.cluster.packaging import LOG_FOLDER
 from agent.domain.json import Object
 from tests.fakes.answers import failed
 from tests.fakes.api import PODS, FakeApi

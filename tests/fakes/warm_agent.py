@@ -6,8 +6,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from agent.cluster.capabilities import ClusterFacts
 from agent.cluster.environment.backend import PodBackend
-from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod.labels import WARM
 from agent.domain.actions import Action, Key

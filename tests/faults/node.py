@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from agent.cluster.in_pod.packaging import LOG_FOLDER, SNAPSHOT
 from agent.cluster.in_pod.workspace import take_snapshot
+from agent.cluster.packaging import LOG_FOLDER, SNAPSHOT
 from agent.cluster.pod.labels import SESSION, WARM
 from agent.domain.json import Object
 from tests.fakes.shared_api import SharedApi

@@ -21,8 +21,8 @@ from aiohttp import web
 from agent.aio import cancelled_on_exit
 from agent.cluster.api import client as clients
 from agent.cluster.api.timings import ApiTimings
-from agent.cluster.in_pod.packaging import LOG_FOLDER
 from agent.cluster.ownership.orphans import Sweep
+from agent.cluster.packaging import LOG_FOLDER
 from agent.cluster.pod.labels import WARM
 from agent.cluster.warm import claim, delivery, warm_pods
 from agent.domain.actions import Key

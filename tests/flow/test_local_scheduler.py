@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from agent.cli.submit import Target, Unreachable, cancel_pipeline, list_pipelines, submit
-from agent.console.run_report import ExitCode, Report
+from agent.console.reports.run_report import ExitCode, Report
 from agent.domain.actions import Key
 from agent.domain.errors import Reason, Rejection, Stage
 from agent.domain.events import Accepted, ArtifactSummary, Finished, LogChunk, Rejected, StageChanged

@@ -14,9 +14,9 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from agent.aio import cancel_and_wait
+from agent.cluster.capabilities import ClusterFacts, learn_facts
 from agent.cluster.checks import warm_pod
 from agent.cluster.environment.backend import PodBackend
-from agent.cluster.environment.capabilities import ClusterFacts, learn_facts
 from agent.cluster.environment.watch import PodWatch
 from agent.domain.actions import Action, ArtifactRules, Key, Resources, When
 from agent.domain.check_result import Finding, failed, ok, skipped, warning

@@ -18,7 +18,7 @@ from agent.settings.warm import WarmPool, WarmSettings
 
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
-    from agent.cluster.environment.capabilities import ClusterFacts
+    from agent.cluster.capabilities import ClusterFacts
     from agent.cluster.environment.environment import PodEnvironment
     from agent.cluster.environment.watch import PodWatch
     from agent.domain.actions import Action

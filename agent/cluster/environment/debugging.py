@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.aio import cancelled_on_exit
+from agent.cluster import packaging
 from agent.cluster.api.exec import ExecStream
 from agent.cluster.environment import shell as shell_module
-from agent.cluster.in_pod import packaging
 from agent.cluster.pod.fields import container_status, is_running
 from agent.cluster.pod.manifest import GO
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage

@@ -19,7 +19,7 @@ import structlog
 from agent.backoff import Backoff
 from agent.cluster.api import exec as execs
 from agent.cluster.api.container_ref import ContainerRef
-from agent.cluster.in_pod.packaging import release_command
+from agent.cluster.packaging import release_command
 from agent.cluster.pod.fields import container_status, is_running, terminated_state
 from agent.cluster.pod.manifest import ACTION, HELPER
 from agent.cluster.pod.services.containers import PREFIX, largest_request

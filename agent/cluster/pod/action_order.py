@@ -11,8 +11,8 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from agent.cluster import packaging
 from agent.cluster.in_pod import order as order_module
-from agent.cluster.in_pod import packaging
 from agent.cluster.pod.services.gate import gate_seconds, start_gate
 from agent.cluster.supervisor import command as command_module
 from agent.domain.json import Object

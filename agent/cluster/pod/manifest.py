@@ -15,8 +15,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.cluster import packaging
 from agent.cluster.in_pod import order as order_module
-from agent.cluster.in_pod import packaging
 from agent.cluster.pod import labels, session_annotation
 from agent.cluster.pod.action_order import (
     ACTION,

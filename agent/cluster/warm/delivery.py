@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from agent.cluster import packaging
 from agent.cluster.api.exec import ExecStream
-from agent.cluster.in_pod import packaging
 from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:

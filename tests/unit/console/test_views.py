@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from agent.console.final_summary import file_lines, outcome_table
 from agent.console.formatting import duration_text, size_text
 from agent.console.json_view import JsonView
 from agent.console.line_view import LineView
 from agent.console.live_view import LiveView
 from agent.console.open_view import open_view
-from agent.console.run_report import ExitCode, Report
+from agent.console.reports.final_summary import file_lines, outcome_table
+from agent.console.reports.run_report import ExitCode, Report
 from agent.console.terminal_text import last_state
 from agent.console.view import View
 from agent.domain.errors import Reason, Stage

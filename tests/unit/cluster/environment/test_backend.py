@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent.cluster.api import exec as execs
+from agent.cluster.capabilities import ClusterFacts
 from agent.cluster.environment import creation
 from agent.cluster.environment.backend import PodBackend
-from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod.labels import SESSION

@@ -24,7 +24,7 @@ from zlib import crc32
 
 import pytest
 
-from agent.cluster.in_pod import packaging
+from agent.cluster import packaging
 from agent.cluster.in_pod.workspace import fingerprint
 from agent.cluster.supervisor import command
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cluster.in_pod import packaging
+from agent.cluster import packaging
 from agent.cluster.in_pod.order import BEGUN, SOCKET
 from agent.cluster.supervisor.termination import judge
 from agent.domain.json import Object

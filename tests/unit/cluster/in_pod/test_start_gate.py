@@ -12,7 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from agent.cluster.in_pod import packaging, start_gate
+from agent.cluster import packaging
+from agent.cluster.in_pod import start_gate
 from agent.cluster.in_pod.start_gate import StartGate
 from tests.unit.cluster.in_pod.test_helper import DEADLINE, Helper, helper, wait_until
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent.cluster.capabilities import ClusterFacts
 from agent.cluster.environment.backend import PodBackend
-from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.environment.watch import UNREAD, PodWatch
 from agent.cluster.ownership import adoption_record

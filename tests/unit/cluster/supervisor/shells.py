@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from agent.cluster.in_pod import packaging, workspace
+from agent.cluster import packaging
+from agent.cluster.in_pod import workspace
 from agent.cluster.in_pod.order import IDLE_SECONDS
 from agent.cluster.supervisor import command, termination
 from agent.cluster.supervisor.markers import Marker, MarkerReader

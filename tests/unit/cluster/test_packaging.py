@@ -15,18 +15,8 @@ from types import ModuleType
 
 import pytest
 
-from agent.cluster import in_pod
-from agent.cluster.in_pod import (
-    collect_files,
-    glob,
-    helper,
-    log_keeper,
-    order,
-    packaging,
-    read_log,
-    receive_tree,
-    workspace,
-)
+from agent.cluster import in_pod, packaging
+from agent.cluster.in_pod import collect_files, glob, helper, log_keeper, order, read_log, receive_tree, workspace
 from agent.domain.paths import MAX_PATH_BYTES
 
 MODULES = [each.name for each in pkgutil.iter_modules(in_pod.__path__, in_pod.__name__ + ".")]

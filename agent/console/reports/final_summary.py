@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-    from agent.console.run_report import ActionReport, Report
+    from agent.console.reports.run_report import ActionReport, Report
 
 # Maximum number of files that are listed for each action.
 SHOWN_FILES = 50
