@@ -2,8 +2,7 @@
 
 The registry lives as long as the agent. The task that reads the scheduler's stream calls the methods for requests, so
 these methods are synchronous and quick. Each session runs in a task of its own in the application's task group, and
-an unexpected error in one session ends no other session. The number of used slots is always the number of existing
-sessions. No separate counter exists that could become wrong.
+an unexpected error in one session ends no other session. The number of existing sessions is the number of used slots.
 """
 
 from __future__ import annotations

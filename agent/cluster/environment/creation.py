@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.cluster.environment import failure_report
-from agent.cluster.pod import manifest
+from agent.cluster.pod import action_order, manifest
 from agent.cluster.pod.setup_timing import SetupTiming
 from agent.cluster.requests import create_fitting_pod, delete_pod, find_own_uid
 from agent.cluster.requests import create_secret as request_secret
@@ -69,7 +69,7 @@ async def create_pod(environment: PodEnvironment, body: Object) -> Object:
 
 
 async def create_secret(environment: PodEnvironment, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
-    body = manifest.secret(environment.plan, environment.context.settings, environment.uid)
+    body = action_order.secret(environment.plan, environment.context.settings, environment.uid)
     await request_secret(environment.client, body, environment.context.timings.secret_retry_seconds, notify)
 
 

@@ -272,8 +272,7 @@ class PodEnvironment:
             return execs.ExecStream(self.client, self.helper_container, argv, seconds=seconds)
 
         limits = ArchiveLimits.of(self.context.settings.artifacts, seconds)
-        items = collect.collect(open_exec, rules, limits, workspace=self.workspace)
-        async with aclosing(items):
+        async with aclosing(collect.collect(open_exec, rules, limits, workspace=self.workspace)) as items:
             async for item in items:
                 yield item
 

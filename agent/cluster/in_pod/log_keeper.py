@@ -1,8 +1,7 @@
 """Keep the log of the commands: read it from a FIFO, append it to a file, and copy it to standard output in frames.
 
-This is the main loop of container `helper`. `packaging` sends its source to the pod (Python 3.9, standard library).
-Only the file is complete. Standard output, which the kubelet serves as the container's log, may skip parts of a fast
-log. A slow reader of standard output never delays the commands.
+This is the main loop of container `helper` (Python 3.9, standard library). Only the file is complete. Standard output,
+which the kubelet serves as the container's log, may skip parts of a fast log. Its reader never delays the commands.
 
 A frame on standard output is `ESC ] 5397 ; OFFSET ; LENGTH ; CRC ; FLAGS BEL`, then LENGTH bytes of the file from
 OFFSET on. A terminal hides the header, so `kubectl logs` shows the plain log. If a payload does not end in a line end,
@@ -63,7 +62,7 @@ class Copy:
         self.fd = fd
         self.file = file
         self.key = 0
-        self.copied = self.size = 0  # bytes of the log file that are already in frames, and size of the log file
+        self.copied = self.size = 0  # bytes of the log file that are in frames, and size of the log file
         self.pending_since = 0.0  # when the first byte arrived that is not yet in a frame
         self.next_frame = 0.0  # the earliest time of the next frame
         self.allowance, self.allowed_at = float(COPY_BURST), 0.0  # bytes that the rate permits to copy, as of that time
@@ -186,10 +185,7 @@ class LogKeeper:
         os.rename(self.folder + "/." + GO, self.folder + "/" + GO)
 
     def wait_for_user(self, seconds: float) -> tuple[int, int] | None:
-        """Wait up to SECONDS for PID 1 of container `action`.
-
-        Return the user and group that PID 1 reports. None if PID 1 reports neither, or did not start in time.
-        """
+        """Wait for PID 1 of container `action`. Return the user and group that it reports, None without a report."""
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
         if not poll.poll(max(0, int(seconds * 1000))):

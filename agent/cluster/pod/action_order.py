@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from agent.cluster import packaging
 from agent.cluster.in_pod import order as order_module
+from agent.cluster.pod import labels
 from agent.cluster.pod.services.gate import gate_seconds, start_gate
 from agent.cluster.supervisor import command as command_module
 from agent.domain.json import Object
@@ -157,3 +158,27 @@ def escape_variables(text: str) -> str:
 def escape_command(command: list[str]) -> list[str]:
     """Return a command that the kubelet passes to the container unchanged."""
     return [escape_variables(argument) for argument in command]
+
+
+def secret(plan: Plan, settings: Settings, pod_uid: str) -> Object:
+    """Return the manifest of the Secret of an attempt.
+
+    The pod is the only owner of the Secret, so the garbage collector deletes the Secret with the pod.
+    """
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": plan.secret_name,
+            "namespace": plan.namespace,
+            "labels": {
+                labels.MANAGED_BY: labels.OWNER,
+                labels.POOL: settings.agent.pool,
+                labels.ACTION: labels.action_hash(plan.action.key.action_id),
+                labels.ATTEMPT: str(plan.action.key.attempt),
+            },
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": plan.name, "uid": pod_uid}],
+        },
+        "immutable": True,
+        "stringData": dict(plan.action.secrets),
+    }

@@ -329,27 +329,3 @@ def volumes(plan: Plan, settings: Settings) -> list[Object]:
             }
         )
     return found
-
-
-def secret(plan: Plan, settings: Settings, pod_uid: str) -> Object:
-    """Return the manifest of the Secret of an attempt.
-
-    The pod is the only owner of the Secret, so the garbage collector deletes the Secret with the pod.
-    """
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {
-            "name": plan.secret_name,
-            "namespace": plan.namespace,
-            "labels": {
-                labels.MANAGED_BY: labels.OWNER,
-                labels.POOL: settings.agent.pool,
-                labels.ACTION: labels.action_hash(plan.action.key.action_id),
-                labels.ATTEMPT: str(plan.action.key.attempt),
-            },
-            "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": plan.name, "uid": pod_uid}],
-        },
-        "immutable": True,
-        "stringData": dict(plan.action.secrets),
-    }

@@ -327,7 +327,7 @@ def test_the_installers_template_is_merged_over_the_pod() -> None:
 
 
 def test_the_pod_is_the_only_owner_of_the_secret() -> None:
-    secret = manifest.secret(PLAN, SETTINGS, "uid-1")
+    secret = action_order.secret(PLAN, SETTINGS, "uid-1")
     assert secret["metadata"]["name"] == PLAN.secret_name
     assert [owner["uid"] for owner in secret["metadata"]["ownerReferences"]] == ["uid-1"]
     assert secret["stringData"] == {"TOKEN": "hunter2-hunter2"}
@@ -415,7 +415,7 @@ def test_a_pod_of_version_0_1_keeps_the_name_of_its_secret() -> None:
     old = json.loads(json.dumps(pod))
     assert secret_of_older_agent(old) == PLAN.name
     plan = replace(PLAN, existing_secret=PLAN.name)
-    assert manifest.secret(plan, SETTINGS, "uid")["metadata"]["name"] == PLAN.name
+    assert action_order.secret(plan, SETTINGS, "uid")["metadata"]["name"] == PLAN.name
     assert secret_of_older_agent({"metadata": {"name": "x"}}) == ""
 
 
