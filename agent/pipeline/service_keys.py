@@ -129,7 +129,7 @@ def read_ports(value: Value) -> tuple[int, ...]:
     for item in value.items("a list of ports"):
         text = item.text("a port")
         if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
-            item.refuse(f"must be a port from 1 to 65535, not {item.kind}")
+            item.refuse(f"must be a port from 1 to 65535, not {text!r}")
         if int(text) in ports:
             item.refuse(f"{text} is listed twice")
         ports.append(int(text))

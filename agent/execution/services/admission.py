@@ -61,15 +61,16 @@ class ServiceRules:
             name: cls(
                 own.limits,
                 (each.profile or environment.profile) == "restricted",
-                own.host_network or uses_host_network(each.pod_template),
+                uses_host_network(each.pod_template, own.host_network),
             )
             for name, each in environment.classes.items()
         }
         return replace(own, classes=classes)
 
 
-def uses_host_network(pod_template: Mapping[str, Any]) -> bool:
-    return bool(pod_template.get("spec", {}).get("hostNetwork"))
+def uses_host_network(pod_template: Mapping[str, Any], default: bool = False) -> bool:
+    """Whether pods of a template use the network of their node. `default` is for a template that does not set it."""
+    return bool(pod_template.get("spec", {}).get("hostNetwork", default))
 
 
 NO_RULES = ServiceRules(ServiceSettings())

@@ -8,6 +8,7 @@ from textwrap import dedent
 import pytest
 
 from agent.domain.actions import HealthCommand, Key, OnExit, Resources, Service, ServiceLog
+from agent.domain.errors import Reason
 from agent.domain.session_state import Feature
 from agent.pipeline import schema
 from agent.pipeline.file_errors import PipelineFileError
@@ -66,6 +67,42 @@ def test_an_action_with_services_needs_the_feature() -> None:
     assert with_services.features == frozenset({Feature.SERVICES})
     assert without.features == frozenset()
     assert with_services.action(Key("a"), {"TOKEN": "x"}).services == with_services.services
+
+
+def test_services_come_from_the_defaults_and_get_the_values_of_a_matrix() -> None:
+    text = """
+        defaults:
+          configuration: {container: i}
+          services:
+            db:
+              container: "postgres:${VERSION}"
+              ports: ["54${VERSION}"]
+              args: ["${OTHER}"]
+              env: {VERSION: "${VERSION}"}
+        actions:
+          test: {commands: [x], matrix: {VERSION: [17, 18]}, retry: {times: 1, reasons: [SERVICE_FAILED]}, class: big}
+          own: {commands: [x], services: {redis: {container: redis:8}}}
+          none: {commands: [x], services: {}}
+    """
+    *variants, own, none = parse(dedent(text), "ci.yaml").actions
+    assert [each.services for each in variants] == [
+        (Service("db", f"postgres:{n}", ports=(5400 + n,), args=("${OTHER}",), env={"VERSION": f"{n}"}),)
+        for n in (17, 18)
+    ]
+    assert {Reason.SERVICE_FAILED} == variants[0].retry.reasons
+    assert variants[0].action(Key("a"), {}).environment_class == "big"
+    assert own.services == (Service("redis", "redis:8"),)
+    assert none.services == ()
+    assert none.features == frozenset()
+
+
+def test_the_values_of_services_that_defaults_repeat_are_bounded() -> None:
+    words = ", ".join(["x"] * 5000)
+    defaults = f"{{configuration: {{container: i}}, services: {{db: {{container: i, args: [{words}]}}}}}}"
+    text = f"defaults: {defaults}\nactions:\n"
+    text += "".join(f"  a{number}: {{commands: [x]}}\n" for number in range(50))
+    with pytest.raises(PipelineFileError, match="has more than 200000 values, counted with those that defaults"):
+        parse(text, "ci.yaml")
 
 
 @pytest.mark.parametrize(

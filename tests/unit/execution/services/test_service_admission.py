@@ -9,7 +9,7 @@ import pytest
 
 from agent.domain.actions import Action, HealthCommand, Key, Repository, Resources, Service
 from agent.domain.errors import ActionFailed, Reason
-from agent.execution.admission import admit, agent_features
+from agent.execution.admission import admission_of, admit, agent_features
 from agent.execution.services.admission import MAX_SERVICE_BYTES, ServiceRules
 from agent.settings import PolicySettings, ServiceSettings, Settings
 
@@ -145,6 +145,34 @@ def test_services_need_a_network_of_the_pods_own() -> None:
     template = {"environment": {"pod_template": {"spec": {"hostNetwork": True}}}}
     rules = ServiceRules.of(Settings.model_validate(template))
     assert problems(DB, rules=rules) == ["services: not possible, because the agent's pod template sets hostNetwork"]
+
+
+def test_a_class_has_its_own_profile_network_and_images_for_services() -> None:
+    settings = Settings.model_validate(
+        {
+            "environment": {
+                "pod_template": {"spec": {"hostNetwork": True}},
+                "classes": {
+                    "strict": {"profile": "restricted", "pod_template": {"spec": {"hostNetwork": False}}},
+                    "same": {"images": ["alpine:*"]},
+                },
+            },
+            "policy": {"privileged_services": ["*"]},
+        }
+    )
+    admit = admission_of(settings)
+
+    def problems_in(name: str) -> list[str]:
+        service = changed(privileged=True)
+        action = Action(Key("build"), "alpine:3", ("true",), services=(service,), environment_class=name)
+        with pytest.raises(ActionFailed) as failure:
+            admit(action)
+        return failure.value.log.splitlines()
+
+    network = "services: not possible, because the agent's pod template sets hostNetwork"
+    assert problems_in("") == [network]
+    assert problems_in("strict") == ["services.db.privileged: the profile restricted forbids it"]
+    assert problems_in("same") == [network, "services.db.image: 'postgres:18' is not allowed; allowed: alpine:*"]
 
 
 def test_an_agent_whose_settings_allow_no_service_does_not_offer_the_feature() -> None:
