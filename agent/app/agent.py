@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from agent.aio import run_until_set
-from agent.cluster.environment.capabilities import learn_facts
+from agent.cluster.capabilities import learn_facts
 from agent.cluster.ownership import owner_reference
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from agent.app.status import AgentStatus
     from agent.app.timings import AppTimings
     from agent.cluster.api.client import Client
+    from agent.cluster.capabilities import ClusterFacts
     from agent.cluster.environment.backend import PodBackend
-    from agent.cluster.environment.capabilities import ClusterFacts
     from agent.cluster.environment.watch import PodWatch
     from agent.cluster.ownership.adoption import Adoption
     from agent.cluster.ownership.leases import Leases
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 VERSION = version("sealci-agent")
+# Seconds that an agent without sessions waits for the deletion of its warm pods. Another agent sweeps what is left.
+WARM_END_SECONDS = 10.0
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -90,7 +92,9 @@ class App:
             return
         roots = [http, *self.start_parts()]
         await self.shutdown.requested.wait()
+        self.pods.warm.drain()
         handed_over = await self.shutdown.end_sessions()
+        await self.pods.warm.wait_until_empty(WARM_END_SECONDS)
         await self.connection.close()
         for root in roots:
             root.cancel()
@@ -108,6 +112,7 @@ class App:
             self.start(self.watch_cluster_health(), "cluster health"),
             self.start(self.detect_capabilities(), "capabilities of the cluster"),
             self.start(self.sweep.run(), "orphan sweep"),
+            self.start(self.pods.warm.run(), "warm pods"),
             self.start(self.connection.run(), "scheduler"),
         ]
         if self.settings.agent.adoption:

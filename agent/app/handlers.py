@@ -80,7 +80,8 @@ class Handlers:
         return self.sessions.adopt(environment.plan.action, environment)
 
     def pod_changed(self, pod: Object) -> None:
-        """Drop the session of this pod if the pod shows that another agent has claimed the pod."""
+        """Drop the session of this pod if another agent has claimed the pod. Look at the warm pods if it is one."""
+        self.pods.warm.pod_changed(pod)
         environment = self.pods.find_superseded(pod)
         if environment is not None:
             self.sessions.superseded(environment.plan.action.key.attempt_key)

@@ -77,6 +77,7 @@ class AgentStatus:
             cluster_reachable=self.client.reachable,
             message=trouble,
             remains=self.sweep.remaining,
+            warm=tuple(self.pods.warm.counts()),
         )
 
     def not_ready(self) -> str:
@@ -98,6 +99,7 @@ class AgentStatus:
                 health=self.health(),
                 not_ready=self.not_ready(),
                 finished=self.sessions.finished,
+                warm=self.pods.warm.enabled,
                 running=[session_row(session) for session in running],
                 recent=list(self.recent),
                 classes=tuple(self.settings.environment.classes),

@@ -9,8 +9,8 @@ from agent.app.handlers import Handlers
 from agent.app.shutdown import Shutdown
 from agent.app.status import AgentStatus
 from agent.app.timings import AppTimings
+from agent.cluster.capabilities import ClusterFacts
 from agent.cluster.environment.backend import PodBackend
-from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.ownership.adoption import Adoption
 from agent.cluster.ownership.leases import Leases
@@ -60,7 +60,7 @@ def build(
     facts = ClusterFacts()
     pods = PodBackend(settings, client, watch, identity.agent_id, facts, debug=debug, timings=timings.environment)
     leases = Leases(client, settings, identity.agent_id, facts)
-    sweep = Sweep(pods, settings.cluster.sweep_interval, leases.is_gone if classic else None)
+    sweep = Sweep(pods, settings.cluster.sweep_interval, leases.is_gone if classic else None, leases.is_gone)
     adoption = Adoption(pods, leases, handlers.adopt, open_for=handlers.may_adopt, timings=timings.adoption)
 
     # ---- parts that use the scheduler
@@ -89,6 +89,7 @@ def build(
     # the health, and the health counts the sessions. The two calls of `bind` close these two circles of references.
     handlers.bind(sessions, pods, shutdown)
     status.bind(sessions, connection)
+    pods.warm.on_change = health.notify
 
     return App(
         settings=settings,

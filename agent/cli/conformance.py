@@ -68,7 +68,7 @@ def conformance(
     from agent.cli.submit import Target
     from agent.conformance.player import Options
     from agent.conformance.tool import check_conformance
-    from agent.console.check_report import report
+    from agent.console.reports.check_report import report
 
     if cancel_command and not submit_command:
         raise click.UsageError("--cancel needs --submit")

@@ -23,6 +23,7 @@ import yaml
 from agent.cli.conformance import conformance
 from agent.cli.options import (
     check_reports,
+    output_options,
     parse_assignments,
     parse_duration,
     print_error,
@@ -100,13 +101,7 @@ cli.add_command(scheduler)
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @target_options
-@click.option(
-    "--output",
-    type=click.Choice(["auto", "plain", "json"]),
-    default="auto",
-    show_default=True,
-    help="How the pipeline is shown. auto: live on a terminal, lines otherwise.",
-)
+@output_options
 @click.option(
     "--secrets-file", type=click.Path(path_type=Path), help="Read values of secrets from NAME=VALUE lines in this file."
 )
@@ -127,6 +122,7 @@ def submit(
     file: Path,
     address: str,
     output: str,
+    timestamps: bool,
     plaintext: bool,
     secrets_file: Path | None,
     reports: tuple[Path, ...],
@@ -140,8 +136,8 @@ def submit(
     check_reports(reports)
     pipeline, secrets = read_pipeline(file, secrets_file)
     target = Target(address, tls=not plaintext, **trust)
-    ending = submit_pipeline(target, pipeline, secrets=secrets, output=output, reports=reports, artifacts=artifacts)
-    sys.exit(asyncio.run(ending))
+    shown: dict[str, Any] = {"output": output, "timestamps": timestamps, "reports": reports, "artifacts": artifacts}
+    sys.exit(asyncio.run(submit_pipeline(target, pipeline, secrets=secrets, **shown)))
 
 
 @cli.command()
@@ -256,7 +252,7 @@ def doctor(
     Exit codes: 0 no check failed, 1 a check failed.
     """
     from agent.app.doctor import PARTS, examine
-    from agent.console.check_report import report
+    from agent.console.reports.check_report import report
 
     settings = load(config, parse_assignments(assignments))
     settings = with_local_cluster(settings) if only in (None, "cluster") else settings

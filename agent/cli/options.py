@@ -70,9 +70,23 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options `--output` and `--timestamps` to a command that shows a pipeline."""
+    command = click.option(
+        "--timestamps", is_flag=True, help="Write the time before each line, or into each JSON object. No live view."
+    )(command)
+    return click.option(
+        "--output",
+        type=click.Choice(["auto", "plain", "json"]),
+        default="auto",
+        show_default=True,
+        help="How the pipeline is shown. auto: live on a terminal, lines otherwise.",
+    )(command)
+
+
 def check_reports(files: Sequence[Path]) -> None:
     """Refuse report files of an unknown format, before anything starts."""
-    from agent.console import report_files
+    from agent.console.reports import report_files
 
     for file in files:
         try:
@@ -182,14 +196,13 @@ def check_policy(pipeline: Pipeline, secrets: dict[str, str], settings: Settings
     """
     from agent.domain.actions import Key
     from agent.domain.errors import ActionFailed
-    from agent.execution.admission import admit
-    from agent.settings import class_policies
+    from agent.execution.admission import admission_of
 
-    classes = class_policies(settings, settings.policy)
+    admit = admission_of(settings)
     problems = []
     for action in pipeline.actions:
         try:
-            admit(action.action(Key(action.name), secrets), settings.policy, classes)
+            admit(action.action(Key(action.name), secrets))
         except ActionFailed as error:
             problems.append(f"{pipeline.source}: {action.name}: {error.message}")
     if problems:

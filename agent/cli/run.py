@@ -23,6 +23,7 @@ from agent.cli.options import (
     check_reports,
     complete_context,
     complete_namespace,
+    output_options,
     parse_assignments,
     read_pipeline,
     settings_options,
@@ -73,6 +74,7 @@ class Choices:
     file: Path
     artifacts: Path | None
     output: str
+    timestamps: bool
     quiet: bool
     only: tuple[str, ...]
     listing: bool
@@ -152,13 +154,7 @@ def names_of_actions(_: click.Context, __: click.Parameter, incomplete: str) -> 
     metavar="FILE",
     help="Write a summary: JUnit (.xml) or Markdown (.md). May be given several times.",
 )
-@click.option(
-    "--output",
-    type=click.Choice(["auto", "plain", "json"]),
-    default="auto",
-    show_default=True,
-    help="How the pipeline is shown. auto: live on a terminal, lines otherwise.",
-)
+@output_options
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing, unless something fails.")
 @click.option("--watch", is_flag=True, help="Run again whenever FILE, or the tree of --repo, changes, until Ctrl-C.")
 @click.option(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agent.app.agent import App
     from agent.cli.run import Choices
     from agent.cli.run_pipeline import Endpoint
-    from agent.console.run_report import ExitCode
+    from agent.console.reports.run_report import ExitCode
     from agent.pipeline.parser import Pipeline
     from agent.settings import Settings
 
@@ -92,6 +92,7 @@ def run_options(choices: Choices, settings: Settings, servers: Sequence[str]) ->
     return RunOptions(
         artifacts=choices.artifacts,
         output=choices.output,
+        timestamps=choices.timestamps,
         quiet=choices.quiet,
         reports=choices.reports,
         kept_commands=kept_commands if choices.keep else None,

@@ -20,10 +20,10 @@ import structlog
 
 from agent.aio import cancel_and_wait, first_of
 from agent.cli.run_states import IGNORED, Event, State
-from agent.console import report_files
 from agent.console.follower import Follower, Interruptions, OutputClosed, ViewFailed, print_notice
 from agent.console.open_view import open_view
-from agent.console.run_report import ExitCode
+from agent.console.reports import report_files
+from agent.console.reports.run_report import ExitCode
 from agent.domain.errors import AgentError, NoCluster, SettingsError
 from agent.domain.outcome import Result
 from agent.local_scheduler.local_service import Access
@@ -88,6 +88,7 @@ class RunOptions:
 
     artifacts: Path | None = None
     output: str = "auto"
+    timestamps: bool = False
     quiet: bool = False
     reports: Sequence[Path] = ()
     kept_commands: Callable[[str], Sequence[str]] | None = None
@@ -112,7 +113,7 @@ async def run_pipeline(
     its sessions and returns. If `engine` raises an error, the agent could not run.
     """
     options = options or RunOptions()
-    view = open_view(options.output, stream or sys.stdout, quiet=options.quiet)
+    view = open_view(options.output, stream or sys.stdout, quiet=options.quiet, timestamps=options.timestamps)
     own = Interruptions()
     with contextlib.ExitStack() as stack:
         if interruptions is None:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, TextIO
 import grpc
 
 from agent.aio import cancel_and_wait, first_of
-from agent.console import report_files, terminal_text
+from agent.console import terminal_text
 from agent.console.follower import Follower, Interruptions, OutputClosed, ViewFailed, print_notice
 from agent.console.open_view import open_view
-from agent.console.run_report import ExitCode
+from agent.console.reports import report_files
+from agent.console.reports.run_report import ExitCode
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.errors import AgentError
 from agent.local_scheduler.storage.uploads import Upload, UploadRefused
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
-    from agent.console.run_report import ActionReport
+    from agent.console.reports.run_report import ActionReport
     from agent.console.view import View
     from agent.pipeline.parser import Pipeline
 
@@ -93,6 +94,7 @@ async def submit(
     *,
     secrets: Mapping[str, str],
     output: str = "auto",
+    timestamps: bool = False,
     reports: Sequence[Path] = (),
     artifacts: Path | None = None,
     give_up: float = 60.0,
@@ -104,7 +106,7 @@ async def submit(
     `reports`: files for a summary. `artifacts`: folder for logs and files. `give_up`: seconds without any answer until
     the client gives up.
     """
-    view = open_view(output, stream or sys.stdout)
+    view = open_view(output, stream or sys.stdout, timestamps=timestamps)
     own = Interruptions()
     with contextlib.ExitStack() as stack:
         if interruptions is None:

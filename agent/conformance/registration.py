@@ -91,6 +91,11 @@ async def check_replaced(target: Target, options: Options) -> None:
             raise Breach(f"the newer stream of the pod ended with {newer.end}")
 
 
+def longest_wait(registered: wire.Registered, options: Options) -> float:
+    """Return the seconds that the scheduler has to answer a session that it does not know."""
+    return min(translate.seconds(registered.resume_grace), options.wait) + options.timeout
+
+
 async def check_unknown_session(target: Target, options: Options) -> None:
     """Check the answer to a session that the scheduler never sent. It may come as late as the resume grace ends."""
     async with playing(target, options) as player:
@@ -98,11 +103,10 @@ async def check_unknown_session(target: Target, options: Options) -> None:
         key = (state.action_id, state.attempt, state.claim)
         registered = await player.register([state])
         await player.health(wire.Health.DRAINING, running=1)
-        grace = min(translate.seconds(registered.resume_grace), options.wait)
         await player.until(
             lambda: bool(player.received("discard", key) or player.received("resume", key)),
             "Discard or Resume for a session that the scheduler does not know",
-            seconds=grace + options.timeout,
+            seconds=longest_wait(registered, options),
         )
         for message in player.received("resume", key):
             if message.resume.seq:

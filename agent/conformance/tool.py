@@ -17,7 +17,7 @@ from agent.conformance.attempt import Attempt
 from agent.conformance.findings import Findings, NotChecked
 from agent.conformance.life import Life
 from agent.conformance.player import Breach, Options, Player, Target
-from agent.conformance.registration import check_registrations, check_unknown_session, playing
+from agent.conformance.registration import check_registrations, check_unknown_session, longest_wait, playing
 from agent.conformance.work import NotQueued, open_source
 from agent.domain.check_result import Verdict
 from agent.domain.errors import AgentError
@@ -72,6 +72,9 @@ async def run(target: Target, options: Options, findings: Findings, notify: Call
             finally:
                 await player.close()
                 await source.close()
+            if not unknown.done() and player.registered is not None:
+                seconds = longest_wait(player.registered, options)
+                notify(f"waiting up to {seconds:g} s for the answer to a session that the scheduler does not know")
             await unknown
         finally:
             await cancel_and_wait(unknown)

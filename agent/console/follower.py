@@ -16,7 +16,7 @@ import structlog
 
 from agent.aio import cancel_and_wait, first_of
 from agent.console import terminal_text
-from agent.console.run_report import Report
+from agent.console.reports.run_report import Report
 from agent.domain.errors import AgentError
 from agent.pipeline import event_codec
 

@@ -6,6 +6,8 @@ reaches a terminal without passing `terminal_text`.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from rich.text import Text
 
 from agent.console import terminal_text
@@ -35,6 +37,15 @@ def size_text(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
+
+
+def clock_text(seconds: float) -> str:
+    """Return the local time of day of a number of seconds since the epoch, with milliseconds, as in "09:05:01.250"."""
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC).astimezone():%H:%M:%S.%f}"[:-3]
+    except (ValueError, OverflowError, OSError):
+        # A scheduler elsewhere chooses the number.
+        return "--:--:--.---"
 
 
 def rate_text(size: float, seconds: float) -> str:

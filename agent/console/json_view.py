@@ -18,27 +18,35 @@ if TYPE_CHECKING:
 
 
 class JsonView(View):
-    """Writes one JSON object per line. The texts of an action's `log` objects, put together, are its log."""
+    """Writes one JSON object per line. The texts of an action's `log` objects, put together, are its log.
 
-    def __init__(self, stream: TextIO) -> None:
+    With `timestamps`, each object has the time at which the scheduler stored its event, in seconds since the epoch.
+    """
+
+    def __init__(self, stream: TextIO, *, timestamps: bool = False) -> None:
         self.stream = stream
+        self.timestamps = timestamps
+        self.time = 0.0
         self.decoders: dict[str, codecs.IncrementalDecoder] = {}
         self.sources: dict[str, session_events.Source] = {}
 
     def show(self, event: PipelineEvent) -> None:
         """Write the JSON object of an event. Write nothing for an event of a kind that has no object."""
+        self.time = event.time
         match event.body:
             case events.Submitted(name=name, folder=folder):
                 self.write_line({"event": "submitted", "pipeline": event.pipeline, "name": name, "folder": folder})
-            case events.LogText(data=data, source=source):
+            case events.LogText(data=data, source=source, service=service):
                 if self.sources.setdefault(event.action, source) is not source:
                     self.finish_text(event.action)
                     self.sources[event.action] = source
-                self.write_log(event.action, self.decoder(event.action).decode(data))
+                self.write_log(event.action, self.decoder(event.action).decode(data), service)
             case events.WaitingForAgent(detail=detail):
                 self.write("waiting", event.action, detail=detail)
             case session_events.StageChanged(stage=stage, detail=detail):
                 self.write("stage", event.action, stage=stage.value, detail=detail)
+            case session_events.ServiceChanged(name=name, state=state, exit_code=code, message=message):
+                self.write("service", event.action, name=name, state=state.value, exit_code=code, message=message)
             case session_events.CommandFinished(index=index, exit_code=code, seconds=seconds):
                 self.write("command", event.action, index=index, exit_code=code, seconds=round(seconds, 3))
             case events.FileStored(path=path, size=size, sha256=sha256):
@@ -69,13 +77,15 @@ class JsonView(View):
         """
         self.write_log(action, self.decoder(action).decode(b"", final=True))
 
-    def write_log(self, action: str, text: str) -> None:
+    def write_log(self, action: str, text: str, service: str = "") -> None:
         """Write a `log` object, unless the text is empty.
 
-        The key `source` names the origin of the text, such as the commands or the agent.
+        The key `source` names the origin of the text, such as the commands or the agent. The object of a service also
+        has the key `service` with its name.
         """
         if text:
-            self.write("log", action, text=text, source=self.sources[action].value)
+            more = {"service": service} if service else {}
+            self.write("log", action, text=text, source=self.sources[action].value, **more)
 
     def write(self, kind: str, action: str, **values: object) -> None:
         """Write a JSON object about an action. `kind` is the value of its key `event`."""
@@ -83,5 +93,6 @@ class JsonView(View):
 
     def write_line(self, values: Mapping[str, object]) -> None:
         """Write one object, and flush so that a reading program gets it now."""
-        self.stream.write(json.dumps(values) + "\n")
+        time = {"time": round(self.time, 3)} if self.timestamps else {}
+        self.stream.write(json.dumps({**values, **time}) + "\n")
         self.stream.flush()

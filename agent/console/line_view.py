@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING, TextIO, assert_never
 
 from rich.console import Console
 
-from agent.console import final_summary, terminal_text
-from agent.console.formatting import fault_text, first_line, plural, size_text
-from agent.console.run_report import ActionReport
+from agent.console import terminal_text
+from agent.console.formatting import clock_text, fault_text, first_line, plural, size_text
+from agent.console.reports import final_summary
+from agent.console.reports.run_report import ActionReport, service_text
 from agent.console.terminal_text import LineSplitter
 from agent.console.view import View
 from agent.domain import events as session_events
 from agent.domain.errors import Stage
-from agent.domain.events import Source
+from agent.domain.events import ServiceState, Source
 from agent.pipeline import events
 
 if TYPE_CHECKING:
-    from agent.console.run_report import Report
+    from agent.console.reports.run_report import Report
     from agent.pipeline.events import PipelineEvent
 
 # Width of the summary table in characters. Output to a file has no terminal width, so no column is shortened.
@@ -25,10 +26,15 @@ SUMMARY_WIDTH = 200
 
 
 class LineView(View):
-    """Writes each line when it arrives, then a summary. With several actions, each line has the action's name."""
+    """Writes each line when it arrives, then a summary. With several actions, each line has the action's name.
 
-    def __init__(self, stream: TextIO) -> None:
+    With `timestamps`, each line begins with the local time at which the scheduler stored its event.
+    """
+
+    def __init__(self, stream: TextIO, *, timestamps: bool = False) -> None:
         self.stream = stream
+        self.timestamps = timestamps
+        self.time = 0.0
         self.console = Console(
             file=stream,
             force_terminal=False,
@@ -44,7 +50,7 @@ class LineView(View):
 
     def show(self, event: PipelineEvent) -> None:
         """Write the lines of an event."""
-        name = event.action
+        name, self.time = event.action, event.time
         match event.body:
             case events.Submitted() as submitted:
                 self.set_prefixes(submitted)
@@ -56,6 +62,9 @@ class LineView(View):
                 self.show_log(name, text)
             case session_events.StageChanged(stage=stage, detail=detail):
                 self.show_stage(name, stage, detail)
+            case session_events.ServiceChanged(state=state) as change:
+                if state is not ServiceState.STARTING:
+                    self.write_notice(name, f"service {change.name}: {service_text(change)}")
             case session_events.CommandStarted(index=index):
                 self.show_command(name, index)
             case session_events.ArtifactSummary() as summary:
@@ -136,7 +145,8 @@ class LineView(View):
 
     def write(self, name: str, line: str) -> None:
         """Write one line with the prefix of its action."""
-        self.stream.write(f"{self.prefixes.get(name, '')}{line}\n")
+        time = f"{clock_text(self.time)} " if self.timestamps else ""
+        self.stream.write(f"{time}{self.prefixes.get(name, '')}{line}\n")
         self.stream.flush()
 
     def close(self, report: Report) -> None:

@@ -16,7 +16,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.tree import Tree
 
-from agent.console import final_summary, terminal_text
+from agent.console import terminal_text
 from agent.console.formatting import (
     RESULT_COLOURS,
     duration_text,
@@ -29,12 +29,13 @@ from agent.console.formatting import (
     styled_log,
 )
 from agent.console.listing import dependency_order, tree_parent
-from agent.console.run_report import Report
+from agent.console.reports import final_summary
+from agent.console.reports.run_report import Report
 from agent.console.terminal_text import LineSplitter
 from agent.console.view import View
 from agent.domain import events as session_events
 from agent.domain.errors import Stage
-from agent.domain.events import Source
+from agent.domain.events import ServiceState, Source
 from agent.domain.outcome import Result
 from agent.pipeline import events
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-    from agent.console.run_report import ActionReport
+    from agent.console.reports.run_report import ActionReport
     from agent.pipeline.events import PipelineEvent, Transfer
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -184,7 +185,8 @@ class LiveView(View):
     def log_lines_per_action(self, shown: list[ActionReport]) -> int:
         """Return how many lines of its log each running action gets."""
         running = sum(1 for each in shown if each.stage is not None)
-        free = self.console.height - len(shown) - 3
+        services = sum(len(each.services) for each in shown if each.stage is not None)
+        free = self.console.height - len(shown) - services - 3
         return max(0, min(MAX_LOG_LINES, free // running)) if running else 0
 
     def entry(
@@ -206,7 +208,7 @@ class LiveView(View):
         if self.console.encoding not in ("utf-8", "utf8"):
             line.plain = line.plain.translate(ASCII)
         recent = list(self.recent_lines.get(action.name, ()))[-room:] if room and action.stage is not None else []
-        return Group(line, *(log_line(each) for each in recent))
+        return Group(line, *service_lines(action, now), *(log_line(each) for each in recent))
 
 
 def display_rank(action: ActionReport) -> int:
@@ -237,6 +239,20 @@ def status_line(action: ActionReport, now: float, transfer: Transfer | None) -> 
     elif action.detail:
         parts.append((f"  {action.detail}", "dim"))
     return styled(*parts)
+
+
+def service_lines(action: ActionReport, now: float) -> list[Text]:
+    """Return a line for each service of an action that runs: its state, and for how long it has this state."""
+    if action.stage is None:
+        return []
+    lines = []
+    for name, service in action.services.items():
+        style = "yellow" if service.state is ServiceState.ENDED else "dim"
+        spent = duration_text(max(0.0, now - service.since))
+        line = styled(("  service ", "dim"), name, (f"  {service.text} {spent}", style))
+        line.no_wrap, line.overflow = True, "ellipsis"
+        lines.append(line)
+    return lines
 
 
 def outcome_line(action: ActionReport) -> Text:

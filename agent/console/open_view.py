@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 
-from agent.console import final_summary
 from agent.console.json_view import JsonView
 from agent.console.line_view import LineView
 from agent.console.live_view import LiveView
+from agent.console.reports import final_summary
 from agent.console.terminal_text import without_ci_commands
 from agent.console.view import QuietView, View
 
@@ -26,10 +26,18 @@ OBEYING_CI = ("GITHUB_ACTIONS", "TF_BUILD")
 OUTPUTS = ("auto", "plain", "json")
 
 
-def open_view(output: str, stream: TextIO, environ: Mapping[str, str] | None = None, *, quiet: bool = False) -> View:
+def open_view(
+    output: str,
+    stream: TextIO,
+    environ: Mapping[str, str] | None = None,
+    *,
+    quiet: bool = False,
+    timestamps: bool = False,
+) -> View:
     """Return the view for a value of the option `--output`: `auto` is the live view on a terminal, and lines otherwise.
 
-    A dumb terminal and a CI system (variable `CI`) get lines too. With `quiet` only failures are shown.
+    A dumb terminal and a CI system (variable `CI`) get lines too. With `quiet` only failures are shown. With
+    `timestamps` each line and each JSON object has its time, and there is no live view.
 
     Raises:
         ValueError: `output` is not one of `OUTPUTS`.
@@ -40,14 +48,14 @@ def open_view(output: str, stream: TextIO, environ: Mapping[str, str] | None = N
     if output not in OUTPUTS:
         raise ValueError(f"--output must be one of {', '.join(OUTPUTS)}, not {output!r}")
     if output == "json":
-        return JsonView(stream)
+        return JsonView(stream, timestamps=timestamps)
     terminal = output == "auto" and stream.isatty() and environ.get("TERM") != "dumb"
     if quiet:
         console = terminal_console(stream, environ) if terminal else LineView(stream).console
         return QuietView(lambda report: final_summary.print_summary(console, report, quiet=True))
-    if terminal and environ.get("CI", "").lower() in ("", "0", "false"):
+    if terminal and not timestamps and environ.get("CI", "").lower() in ("", "0", "false"):
         return LiveView(terminal_console(stream, environ))
-    return LineView(stream)
+    return LineView(stream, timestamps=timestamps)
 
 
 class CiStream:

@@ -14,7 +14,7 @@ from agent.pipeline.events import Transfer
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from agent.console.run_report import Report
+    from agent.console.reports.run_report import Report
     from agent.pipeline.events import PipelineEvent
 
     TransferSource = Callable[[], Mapping[str, Transfer]]

@@ -73,6 +73,62 @@ class ArtifactRules:
         return bool(self.paths)
 
 
+class OnExit(Enum):
+    """What the end of a service means while the commands run. The values are the words of the pipeline file."""
+
+    CRASH_FAILS = "crash-fails"
+    ANY_FAILS = "any-fails"
+    IGNORE = "ignore"
+
+
+class ServiceLog(Enum):
+    """When the agent sends the log of a service. The values are the words of the pipeline file."""
+
+    ON_FAILURE = "on-failure"
+    LIVE = "live"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCommand:
+    """A command in the container of a service that succeeds when the service is ready.
+
+    `timeout` is the number of seconds until the service must be ready, None for the setting.
+    """
+
+    command: tuple[str, ...]
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A program that runs beside the commands in the same pod. The commands reach it by its name and its aliases.
+
+    `command` and `args` are empty if those of the image run. `secrets` names secrets of the action. The service is
+    ready when all `ports` accept and `health` has succeeded. `scratch` holds paths of writable folders.
+    """
+
+    name: str
+    image: str
+    aliases: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    health: HealthCommand | None = None
+    resources: Resources = Resources()
+    scratch: tuple[str, ...] = ()
+    privileged: bool = False
+    on_exit: OnExit = OnExit.CRASH_FAILS
+    log: ServiceLog = ServiceLog.ON_FAILURE
+
+    @property
+    def needs_release(self) -> bool:
+        """Whether only the agent can know that the service is ready, because the pod's helper cannot find out."""
+        return self.health is not None or not self.ports
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One attempt of an action, and its owner. Attempts and claims count from 1.
@@ -114,6 +170,7 @@ class Action:
     artifacts: ArtifactRules = ArtifactRules()
     traceparent: str = ""
     pipefail: bool | None = None
+    services: tuple[Service, ...] = ()
     environment_class: str = ""
     inputs: tuple[Input, ...] = ()
 

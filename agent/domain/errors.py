@@ -44,6 +44,7 @@ class Reason(Enum):
     CANCELLED = "CANCELLED"
     ARTIFACTS_FAILED = "ARTIFACTS_FAILED"
     INPUT_MISSING = "INPUT_MISSING"
+    SERVICE_FAILED = "SERVICE_FAILED"
     # The reasons below are the infrastructure's fault: another attempt can succeed without a change of the action.
     UNSCHEDULABLE = "UNSCHEDULABLE"
     EVICTED = "EVICTED"

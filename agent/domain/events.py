@@ -14,11 +14,20 @@ from agent.domain.outcome import Outcome
 
 
 class Source(Enum):
-    """The writer of a piece of log: the commands, the set-up of the pod (such as the clone), or the agent."""
+    """The writer of a piece of log: the commands, the pod's set-up (such as the clone), the agent, or a service."""
 
     COMMANDS = "commands"
     SETUP = "setup"
     AGENT = "agent"
+    SERVICE = "service"
+
+
+class ServiceState(Enum):
+    """The state of a service. `READY` includes that the service runs. The values are those of the JSON output."""
+
+    STARTING = "starting"
+    READY = "ready"
+    ENDED = "ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +76,25 @@ class LogChunk:
     """Up to 256 KiB of log, with secrets masked.
 
     `cursor` is the position behind `data` in the pod's log. It is None if the text does not come from the commands.
+    `service` is the name of the service that wrote the data, and `service_cursor` the position in the log of this
+    service.
     """
 
     data: bytes
     cursor: Cursor | None = None
     source: Source = Source.COMMANDS
+    service: str = ""
+    service_cursor: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceChanged:
+    """A service has another state. `exit_code` is None if the service runs, or if its exit code is unknown."""
+
+    name: str
+    state: ServiceState
+    exit_code: int | None = None
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,4 +125,14 @@ class Finished:
     outcome: Outcome
 
 
-Event = Accepted | Rejected | StageChanged | CommandStarted | CommandFinished | LogChunk | ArtifactSummary | Finished
+Event = (
+    Accepted
+    | Rejected
+    | StageChanged
+    | ServiceChanged
+    | CommandStarted
+    | CommandFinished
+    | LogChunk
+    | ArtifactSummary
+    | Finished
+)

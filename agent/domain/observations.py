@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agent.domain.errors import Reason
-    from agent.domain.events import ArtifactSummary
+    from agent.domain.events import ArtifactSummary, ServiceChanged
+
+
+# Beginning of what a set-up waits for when only services are not ready yet.
+FOR_SERVICES = "waiting for service "
+
+# Every observation of an environment that still exists has `services`: the states of the services, as far as the status
+# of the pod shows them. A service with ports is `READY` there only if the agent knows so from the log.
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +27,24 @@ class Waiting:
     """The environment is being set up. `detail` describes what the set-up waits for, for display."""
 
     detail: str
+    services: tuple[ServiceChanged, ...] = ()
+
+    @property
+    def for_services(self) -> bool:
+        """Whether only services are not ready yet."""
+        return self.detail.startswith(FOR_SERVICES)
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """Container `action` runs, or has ended while the node has not yet reported why. `detail` is for display."""
+    """Container `action` runs, or has ended while the node has not yet reported why. `detail` is for display.
+
+    `service_failure` is the message of a service that failed, for which the commands must be stopped. "" for none.
+    """
 
     detail: str = ""
+    service_failure: str = ""
+    services: tuple[ServiceChanged, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +54,7 @@ class SetupFailed:
     reason: Reason
     message: str
     log: str = ""
+    services: tuple[ServiceChanged, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +72,7 @@ class Exited:
     message: str = ""
     files: bool = True
     files_lost: str = ""
+    services: tuple[ServiceChanged, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +132,12 @@ LogItem = LogPiece | LogGap | LogEnd | LogLost
 
 
 class MarkerKind(Enum):
-    """The kinds of markers: a command started, a command finished, or the last command finished."""
+    """The kinds of markers: a service is ready, a command started or finished, or the last command finished.
 
+    In a marker of kind `READY`, the number of the command is the number of the service, from 1.
+    """
+
+    READY = "r"
     STARTED = "s"
     FINISHED = "f"
     LAST = "l"
@@ -131,6 +155,14 @@ class Marker:
     command: int
     exit_code: int | None = None
     raw: bytes = field(default=b"", compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOutput:
+    """The next lines of the log of a service. `cursor` is the position after them, which only the environment reads."""
+
+    data: bytes
+    cursor: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ from agent.domain.log_cursor import Cursor
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from agent.domain.actions import Cancel, Key
-    from agent.domain.artifacts import Input
+    from agent.domain.actions import Action, Cancel, Key
 
 
 class Feature(Enum):
@@ -48,8 +47,9 @@ class Resume:
     `seq` is the number of the last stored event. `cursor` is the last stored cursor. `stage` is the last stored stage,
     None for none. `command` is the last command whose start is stored, 0 for none. `cancel` is a stop request that the
     session has to follow, None without one. `secrets` is set only for adopted sessions, because the adopting agent
-    cannot read the Secret that the former agent created. `inputs` is set only for adopted
-    sessions whose commands may not have begun.
+    cannot read the Secret that the former agent created. `service_cursors` holds the last stored cursor of the log of
+    each service. `action` is the whole action of an adopted session, None if the scheduler does not send it. An agent
+    needs it to begin an action whose former agent was lost before the first command, and to copy its inputs.
     """
 
     key: Key
@@ -59,7 +59,8 @@ class Resume:
     command: int = 0
     cancel: Cancel | None = None
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
-    inputs: tuple[Input, ...] = ()
+    service_cursors: Mapping[str, bytes] = field(default_factory=dict)
+    action: Action | None = None
 
 
 class Readiness(Enum):
@@ -71,11 +72,22 @@ class Readiness(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class WarmImage:
+    """Warm pods of one image and one size that wait for an action. `idle` is their number."""
+
+    image: str
+    cpu: str
+    memory: str
+    idle: int
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """A health report of an agent.
 
     `running` is the number of used slots. A slot is used until the pod is deleted. `message` is the cause of
-    `DEGRADED`. `remains` is the number of orphans and other objects that the agent could not delete so far.
+    `DEGRADED`. `remains` is the number of orphans and other objects that the agent could not delete so far. `warm` are
+    the shapes of which warm pods wait.
     """
 
     status: Readiness
@@ -84,3 +96,4 @@ class Health:
     cluster_reachable: bool = True
     message: str = ""
     remains: int = 0
+    warm: tuple[WarmImage, ...] = ()

@@ -5,15 +5,13 @@ Pure. Each problem names the field, its value and what is allowed. All problems 
 
 from __future__ import annotations
 
-import re
+from functools import partial
 from itertools import chain, islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS
 from agent.domain.errors import ActionFailed, Reason, Stage
-from agent.domain.quantities import quantity, resource_quantity
-from agent.domain.references.image_reference import checked_image, image_matches
 from agent.domain.references.repository_url import (
     RepositoryUrl,
     holds_credentials,
@@ -23,41 +21,50 @@ from agent.domain.references.repository_url import (
 )
 from agent.domain.references.secret_name import checked_secret_name
 from agent.domain.session_state import Feature
+from agent.execution.admission_checks import image_problems, resource_problems, variable_problems
+from agent.execution.services.admission import NO_RULES, ServiceRules, service_problems
+from agent.settings import admission_policy, class_policies
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-    from agent.domain.actions import Action, Resources
+    from agent.domain.actions import Action
     from agent.settings import PolicySettings, Settings
 
 # Maximum number of bytes in all commands together. The same number limits all variables together, with their names. The
 # Pod and the Secret must fit into etcd's limit of 1.5 MiB.
 MAX_COMMANDS_BYTES = 512 * 1024
 MAX_VARIABLES_BYTES = 512 * 1024
-# Maximum number of bytes in one variable's name and value. Linux limits a variable of a program to 128 KiB, with an
-# equals sign and a NUL. On its way to the commands, the name of a secret has a prefix of 14 bytes.
-MAX_VARIABLE_BYTES = 128 * 1024 - 16
 # Maximum number of characters of a repository's URL and of a ref.
 MAX_URL = 2048
 MAX_REF = 1024
 # Maximum number of problems in one report. A message of 16 MiB can hold millions of wrong values.
 MAX_PROBLEMS = 50
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-DIGEST = re.compile(r"[^@]@sha256:[0-9a-f]{64}\Z")
 
 
 def agent_features(settings: Settings) -> tuple[Feature, ...]:
     """Return the features of the contract that this agent has. A setting can switch a feature off."""
-    del settings
-    return (Feature.INPUTS,)
+    return (Feature.INPUTS, *((Feature.SERVICES,) if settings.services.max else ()))
+
+
+def admission_of(settings: Settings) -> Callable[[Action], float]:
+    """Return `admit` with the policies and the rules of these settings."""
+    policy = admission_policy(settings)
+    return partial(admit, policy=policy, classes=class_policies(settings, policy), rules=ServiceRules.of(settings))
 
 
 def admit(
-    action: Action, policy: PolicySettings, classes: Mapping[str, PolicySettings] = MappingProxyType({})
+    action: Action,
+    policy: PolicySettings,
+    classes: Mapping[str, PolicySettings] = MappingProxyType({}),
+    rules: ServiceRules = NO_RULES,
 ) -> float:
     """Check every field of an action against the policy. Returns the timeout of the commands in seconds.
 
-    `classes` has the policy of each class of environments. `policy` is for actions without a class.
+    `classes` has the policy of each class of environments. `policy` is for actions without a class. `rules` are the
+    limits on services that no policy holds.
+
+    `rules` is what the policy does not hold of the limits on services.
 
     Raises:
         ActionFailed: with INVALID_CONFIGURATION and a list of all problems.
@@ -66,13 +73,16 @@ def admit(
     found = chain(
         identity(action),
         environment_class(action, classes),
-        image(action, policy),
+        image_problems("image", action.image, policy.images, require_digest=policy.require_digest),
         commands(action, policy),
         variables(action, policy),
         repository(action, policy),
-        resources(action.resources, policy),
+        resource_problems(
+            "resources", action.resources, policy.max_cpu, policy.max_memory, policy.max_ephemeral_storage
+        ),
         timeout(action, policy),
         artifacts(action),
+        service_problems(action, policy, rules),
     )
     problems = list(islice(found, MAX_PROBLEMS))
     if problems:
@@ -92,23 +102,6 @@ def environment_class(action: Action, classes: Mapping[str, PolicySettings]) -> 
     if name and name not in classes:
         there_are = f"there are: {', '.join(classes)}" if classes else "this agent has no classes"
         yield f"class: there is no class {name[:100]!r}; {there_are}"
-
-
-def image(action: Action, policy: PolicySettings) -> Iterator[str]:
-    """Yield a problem if the policy does not allow the image, or requires a digest that the image lacks."""
-    if not action.image:
-        yield "image: is missing"
-    elif len(action.image) > 512 or re.search(r"\s", action.image):
-        yield f"image: {action.image[:100]!r} is not an image reference"
-    elif not any(image_matches(action.image, allowed) for allowed in policy.images):
-        yield f"image: {action.image!r} is not allowed; allowed: {', '.join(policy.images)}"
-    else:
-        try:
-            checked_image(action.image)
-        except ValueError as error:
-            yield f"image: {action.image!r} is not an image reference: {error}"
-    if action.image and policy.require_digest and not DIGEST.search(action.image):
-        yield f"image: {action.image[:512]!r} has no digest, and the policy wants one: NAME@sha256:..."
 
 
 def commands(action: Action, policy: PolicySettings) -> Iterator[str]:
@@ -134,16 +127,7 @@ def variables(action: Action, policy: PolicySettings) -> Iterator[str]:
         yield f"env and secrets: {len(both)} are too many; at most {policy.max_variables}"
         return
     for kind, values in (("env", action.env), ("secrets", action.secrets)):
-        for name, value in values.items():
-            if not VARIABLE.fullmatch(name) or len(name) > 253:
-                yield f"{kind}: {name[:100]!r} is not a variable name; allowed: letters, digits and _, no digit first"
-            if "\0" in value:
-                yield f"{kind}: the value of {name[:100]!r} holds a NUL byte"
-            if (one := len(name) + len(value.encode())) > MAX_VARIABLE_BYTES:
-                yield (
-                    f"{kind}: {name[:100]!r} has {one} bytes with its value; at most {MAX_VARIABLE_BYTES}, "
-                    "because Linux starts no program with a longer variable"
-                )
+        yield from variable_problems(kind, values)
     size = sum(len(name) + len(value.encode()) for name, value in both.items())
     if size > MAX_VARIABLES_BYTES:
         yield f"env and secrets: {size} bytes are too many; at most {MAX_VARIABLES_BYTES}"
@@ -195,25 +179,6 @@ def repository_credentials(name: str, url: RepositoryUrl, policy: PolicySettings
         yield f"repository.credentials: policy.credentials of the agent names no Secret {name!r}"
     elif not any(url_matches(url, pattern) for pattern in patterns):
         yield f"repository.credentials: the Secret {name!r} may be used for {', '.join(patterns)} only"
-
-
-def resources(asked: Resources, policy: PolicySettings) -> Iterator[str]:
-    """Yield a problem for each requested quantity below the smallest usable one or above the maximum of the policy."""
-    pairs = (
-        ("cpu", asked.cpu, policy.max_cpu),
-        ("memory", asked.memory, policy.max_memory),
-        ("ephemeral_storage", asked.ephemeral_storage, policy.max_ephemeral_storage),
-    )
-    for name, value, maximum in pairs:
-        if not value:
-            continue
-        try:
-            number = resource_quantity(name.replace("_", "-"), value)
-        except ValueError as error:
-            yield f"resources.{name}: {error}"
-            continue
-        if maximum and number > quantity(maximum):
-            yield f"resources.{name}: {value} is over the maximum of {maximum}"
 
 
 def timeout(action: Action, policy: PolicySettings) -> Iterator[str]:

@@ -14,7 +14,7 @@ import structlog
 
 from agent.aio import cancel_and_wait, cancelled_on_exit, first_of
 from agent.domain.errors import ActionFailed, Reason, Stage
-from agent.domain.observations import FINAL, Exited, Lost, SetupFailed
+from agent.domain.observations import FINAL, Exited, Lost, Running, SetupFailed
 from agent.domain.outcome import Outcome, Result
 from agent.execution.logs.forwarder import send_log
 from agent.execution.progress import CommandsEnd
@@ -35,13 +35,16 @@ async def run_commands(session: Session, environment: Environment, settings: Set
     Raises:
         ActionFailed: the environment was lost, or never ran a command.
     """
-    await session.reporter.enter(Stage.COMMANDS)
+    began = session.reporter.stage is Stage.COMMANDS or session.progress.log_start.offset > 0
+    await session.services.wait_for_ports(environment, began=began)
     action_id = session.key.action_id
     logs = asyncio.create_task(send_log(session, environment, settings), name=f"log of {action_id}")
-    end = asyncio.create_task(last_observation(environment), name=f"end of {action_id}")
+    end = asyncio.create_task(last_observation(session, environment), name=f"end of {action_id}")
     async with cancelled_on_exit(logs, end):
         seen = await wait_or_stop(session, environment, end, settings)
-        await finish_log(session, logs, reachable=seen is not None and not isinstance(seen, Lost))
+        # Without a ready service, no command has run, and the log is empty.
+        if session.services.commands_began.is_set() or not isinstance(seen, SetupFailed):
+            await finish_log(session, logs, reachable=seen is not None and not isinstance(seen, Lost))
     # After a state loss of the scheduler, this function runs a second time. If the first run has seen how the commands
     # ended, the second run uses the same result.
     progress = session.progress
@@ -55,8 +58,12 @@ def judge_end(session: Session, seen: Observation | None) -> CommandsEnd:
         ActionFailed: the environment was lost, or never ran a command.
     """
     exited = seen if isinstance(seen, Exited) else None
+    if isinstance(seen, Lost) and session.stop_request and session.stop_request.reason is Reason.SERVICE_FAILED:
+        # The service ended because the whole pod was lost.
+        raise environment_lost(Stage.COMMANDS, seen)
     if session.stop_request is not None:
-        outcome = session.stopped_outcome(session.stop_request, exited.exit_code if exited else None)
+        by_service = session.stop_request.reason is Reason.SERVICE_FAILED
+        outcome = session.stopped_outcome(session.stop_request, exited.exit_code if exited and not by_service else None)
         if exited is None:
             return CommandsEnd(outcome, files=False, files_lost="the pod was not reached")
         return CommandsEnd(outcome, exited.files, exited.files_lost)
@@ -66,7 +73,8 @@ def judge_end(session: Session, seen: Observation | None) -> CommandsEnd:
         raise environment_lost(Stage.COMMANDS, seen)
     result = Result.SUCCEEDED if exited.reason is None else Result.FAILED
     command = exited.command or session.progress.command
-    outcome = Outcome(result, Stage.COMMANDS, exited.reason, exited.exit_code, command, exited.message)
+    code = None if exited.reason is Reason.SERVICE_FAILED else exited.exit_code
+    outcome = Outcome(result, Stage.COMMANDS, exited.reason, code, command, exited.message)
     return CommandsEnd(outcome, exited.files, exited.files_lost)
 
 
@@ -77,12 +85,19 @@ def environment_lost(stage: Stage, seen: Observation | None) -> ActionFailed:
     return ActionFailed(stage, Reason.INTERNAL, f"the environment was not followed to its end: {seen}")
 
 
-async def last_observation(environment: Environment) -> Observation | None:
-    """Wait for the final observation of an environment. Returns None if the observations end without one."""
+async def last_observation(session: Session, environment: Environment) -> Observation | None:
+    """Wait for the final observation of an environment. Returns None if the observations end without one.
+
+    Reports the states of the services meanwhile. A service that fails stops the commands.
+    """
     async with aclosing(environment.observations()) as observations:
         async for seen in observations:
+            await session.services.report(seen)
             if isinstance(seen, FINAL):
                 return seen
+            if isinstance(seen, Running) and seen.service_failure:
+                await session.reporter.write_log(f"[{seen.service_failure}; the commands are stopped]")
+                session.request_stop(StopRequest(Reason.SERVICE_FAILED, seen.service_failure))
     return None
 
 
@@ -94,8 +109,11 @@ async def wait_or_stop(
     Returns the last observation of the environment, or None if the commands could not be stopped. The removal of the
     environment then ends the commands.
     """
-    seconds = max(0.0, session.timeout - session.progress.seconds_already_run)
-    await first_of(end, session.stop_requested, timeout=seconds)
+    # The environment itself limits the wait for the services.
+    await first_of(end, session.stop_requested, session.services.commands_began)
+    if not end.done() and session.stop_request is None:
+        seconds = max(0.0, session.timeout - session.progress.seconds_already_run)
+        await first_of(end, session.stop_requested, timeout=seconds)
     if end.done():
         return end.result()
     message = f"the commands did not end within {session.timeout:g} s"

@@ -38,7 +38,9 @@ async def provide_inputs(session: Session, environment: Environment, settings: S
     """
     action_id = session.key.action_id
     copy = asyncio.create_task(copy_inputs(session, environment, settings), name=f"inputs of {action_id}")
-    end = asyncio.create_task(last_observation(environment), name=f"end of {action_id} while inputs are copied")
+    end = asyncio.create_task(
+        last_observation(session, environment), name=f"end of {action_id} while inputs are copied"
+    )
     async with cancelled_on_exit(copy, end):
         await first_of(copy, end)
         if copy.done() and isinstance(copy.exception(), ActionFailed):

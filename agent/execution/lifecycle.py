@@ -7,17 +7,19 @@ outcome, whatever the outcome is. `run_action` returns when the API server repor
 from __future__ import annotations
 
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.domain.errors import ActionFailed, Stage
+from agent.domain.errors import ActionFailed, Reason, Stage
 from agent.domain.events import Source
 from agent.domain.observations import Exited, Lost, Running, SetupFailed
 from agent.execution.artifacts import collect
 from agent.execution.commands import environment_lost, run_commands
 from agent.execution.inputs import provide_inputs
+from agent.execution.services.logs import live_logs, send_last_lines
 from agent.execution.session import Interrupted
 
 if TYPE_CHECKING:
@@ -72,13 +74,15 @@ async def run_once(session: Session, environment: Environment, start: Start, set
     try:
         if not session.progress.stored_seq:
             await session.reporter.accept(environment.name)
-        await start(session, environment, settings)
-        end = await run_commands(session, environment, settings)
-        outcome = await collect(session, environment, end, settings)
+        async with live_logs(session, environment):
+            await start(session, environment, settings)
+            end = await run_commands(session, environment, settings)
+            outcome = await collect(session, environment, end, settings)
     except ActionFailed as failure:
         outcome = await log_failure(session, failure)
     except Interrupted as interrupted:
         outcome = session.stopped_outcome(interrupted.request)
+    outcome = await send_last_lines(session, environment, outcome)
     if environment.interactive:
         await hold_for_debugging(session, environment, outcome)
     await session.finish(outcome)
@@ -90,15 +94,38 @@ async def take_over(session: Session, environment: Environment, settings: Settin
     Raises:
         ActionFailed, Interrupted: the commands do not start.
     """
-    await session.run_until_stopped(environment.take_over(resume.secrets))
+    begun = await session.run_until_stopped(environment.take_over(resume))
+    if not begun:
+        if resume.cancel is not None:
+            session.cancel(resume.cancel)
+        if session.stop_request is not None:
+            raise Interrupted(session.stop_request)
+        await session.run_until_stopped(begin_again(session, environment, resume))
     session.progress.environment_created()
     if resume.cancel is not None:
         session.cancel(resume.cancel)
-    # The container runs while it waits for inputs.
-    waits = session.awaits_inputs
-    if waits or not environment.running_for:
+    # The container runs while the commands wait for inputs or services.
+    waits_for_inputs = session.awaits_inputs
+    waits_for_services = bool(session.action.services) and session.reporter.stage is not Stage.COMMANDS
+    if not environment.running_for or waits_for_inputs or waits_for_services:
         await wait_until_running(session, environment, settings)
-    session.progress.count_earlier_run(0.0 if waits else environment.running_for)
+    session.progress.count_earlier_run(0.0 if waits_for_inputs else environment.running_for)
+
+
+async def begin_again(session: Session, environment: Environment, resume: Resume) -> None:
+    """Create the environment of an adopted session whose commands the former agent has not started.
+
+    Raises:
+        ActionFailed: the scheduler sent no action, or the environment cannot be created.
+    """
+    if resume.action is None:
+        text = "the former agent was lost before the first command, and the scheduler has not sent the action again"
+        raise ActionFailed(Stage.SETUP, Reason.INTERNAL, text)
+    await session.reporter.write_log(
+        "the former agent was lost before the first command; the pod is re-created", Source.SETUP
+    )
+    await environment.begin_again(replace(resume.action, key=session.key, traceparent=session.action.traceparent))
+    await environment.create(partial(session.reporter.enter, Stage.SETUP))
 
 
 async def set_up(session: Session, environment: Environment, settings: Settings) -> None:
@@ -131,6 +158,8 @@ async def wait_until_running(session: Session, environment: Environment, setting
         if isinstance(seen, (Running, Exited)):
             if environment.setup_notice:
                 await session.reporter.write_log(environment.setup_notice)
+            if isinstance(seen, Running):
+                await session.run_until_stopped(environment.services.release_commands())
             return
         if isinstance(seen, SetupFailed):
             raise ActionFailed(Stage.SETUP, seen.reason, seen.message, log=seen.log)
@@ -166,6 +195,7 @@ async def observe_setup(session: Session, environment: Environment) -> Observati
     """Report what the set-up waits for, until the set-up ends. Returns the observation that ended the set-up."""
     async with aclosing(environment.observations()) as observations:
         async for seen in observations:
+            await session.services.report(seen)
             if isinstance(seen, (Running, Exited, SetupFailed, Lost)):
                 return seen
             await session.reporter.enter(Stage.SETUP, seen.detail)

@@ -13,15 +13,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
     from agent.domain.actions import Action, ArtifactRules, Key
     from agent.domain.artifacts import FileData, FilePart, InputFile
     from agent.domain.events import Event
     from agent.domain.log_cursor import Cursor
-    from agent.domain.observations import Collected, LogItem, Marker, Observation
+    from agent.domain.observations import Collected, LogItem, Marker, Observation, ServiceOutput
     from agent.domain.outcome import Outcome
+    from agent.domain.session_state import Resume
 
 
 class MarkerReader(Protocol):
@@ -41,6 +42,39 @@ class MarkerReader(Protocol):
         """Return the text that was kept back. The caller calls this method once, at the end of the log."""
 
 
+class Services(Protocol):
+    """The services of one environment, as a session sees them. They live as long as the environment."""
+
+    async def release_commands(self) -> None:
+        """Start the commands if they wait for the agent, because it alone sees that all services are ready.
+
+        A repeated call is safe.
+
+        Raises:
+            ActionFailed: the commands could not be started.
+        """
+
+    def note_ready(self, name: str) -> None:
+        """Record that the ports of a service accept."""
+
+    def note_released(self) -> None:
+        """Record that the commands have begun. From then on, the end of a service stops the commands."""
+
+    async def last_lines(self, name: str) -> bytes:
+        """Return the end of a service's log, "" if there is none. Complete lines.
+
+        Raises:
+            ClusterError: the log cannot be read.
+        """
+
+    def live_log(self, name: str, cursor: bytes) -> AsyncGenerator[ServiceOutput, None]:
+        """Yield the log of a service from a cursor on, in complete lines, until the service has ended.
+
+        Raises:
+            ClusterError: the log cannot be followed.
+        """
+
+
 class Environment(Protocol):
     """The pod of one action and the pod's Secret, as a session sees them. It lives as long as the session."""
 
@@ -57,11 +91,20 @@ class Environment(Protocol):
             ActionFailed: the API refused for good, or was unreachable for too long.
         """
 
-    async def take_over(self, secrets: Mapping[str, str]) -> None:
+    async def take_over(self, resume: Resume) -> bool:
         """Create what is missing of an adopted environment, because the former agent may have died during `create`.
+
+        Returns False if no command has run, and the environment can start none any more. `begin_again` must follow.
 
         Raises:
             ActionFailed: the environment cannot be completed.
+        """
+
+    async def begin_again(self, action: Action) -> None:
+        """Drop the adopted pod, so that `create` runs this action in another one.
+
+        Raises:
+            ActionFailed: it is not certain that the adopted pod runs no command.
         """
 
     @property
@@ -87,6 +130,10 @@ class Environment(Protocol):
 
         `remove` calls this method too.
         """
+
+    @property
+    def services(self) -> Services:
+        """Return the services of the action."""
 
     def observations(self) -> AsyncGenerator[Observation, None]:
         """Yield an observation of the pod on every change. Ends after a `SetupFailed`, `Exited` or `Lost`."""

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from agent.domain.log_cursor import Cursor
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent.domain.outcome import Outcome
     from agent.domain.session_state import Resume
 
@@ -45,9 +47,10 @@ class SessionProgress:
     `outcome` and `commands_end` are set once and never change. `command` is the number of the last command that
     started. `inputs_copied`: this agent has copied the files of other actions into the environment.
 
-    `log_start` is the cursor at which this agent begins to read the log. `stored_seq` is the number of the last event
-    in the resume point, 0 for a new session. Acknowledgements do not change `stored_seq`. `log_start` and `stored_seq`
-    are set again when the session is adopted, and after a state loss of the scheduler (`reset_requested`).
+    `log_start` is the cursor at which this agent begins to read the log, and `service_cursors` those of the logs of
+    services. `stored_seq` is the number of the last event in the resume point, 0 for a new session. Acknowledgements do
+    not change `stored_seq`. `log_start` and `stored_seq` are set again when the session is adopted, and after a state
+    loss of the scheduler (`reset_requested`).
     """
 
     def __init__(self, *, adopted: bool = False) -> None:
@@ -56,6 +59,7 @@ class SessionProgress:
         self.commands_end: CommandsEnd | None = None
         self.command = 0
         self.log_start = Cursor()
+        self.service_cursors: Mapping[str, bytes] = {}
         self.stored_seq = 0
         self.seconds_already_run = 0.0
         self.inputs_copied = False
@@ -108,6 +112,7 @@ class SessionProgress:
     def go_to(self, resume: Resume) -> None:
         """Continue after the last event that the scheduler has stored, which `resume` describes."""
         self.log_start, self.command, self.stored_seq = resume.cursor, resume.command, resume.seq
+        self.service_cursors = resume.service_cursors
 
     # ---- what happened in the environment
 

@@ -2,8 +2,7 @@
 
 The registry lives as long as the agent. The task that reads the scheduler's stream calls the methods for requests, so
 these methods are synchronous and quick. Each session runs in a task of its own in the application's task group, and
-an unexpected error in one session ends no other session. The number of used slots is always the number of existing
-sessions. No separate counter exists that could become wrong.
+an unexpected error in one session ends no other session. The number of existing sessions is the number of used slots.
 """
 
 from __future__ import annotations
@@ -19,12 +18,11 @@ import structlog
 from agent.domain.errors import ActionFailed, Reason, Rejection
 from agent.domain.events import Rejected
 from agent.domain.outcome import Outcome, Result
-from agent.execution.admission import admit
+from agent.execution.admission import admission_of
 from agent.execution.lifecycle import run_action, run_adopted
 from agent.execution.reporter import failed_admission, report_without_session
 from agent.execution.session import TIMINGS, Session, StopRequest
 from agent.execution.stats import count_outcome, count_stages
-from agent.settings import admission_policy, class_policies
 from agent.telemetry.metrics import SESSION_STAGES
 from agent.telemetry.traces import Traces
 
@@ -71,8 +69,7 @@ class SessionRegistry:
         timings: SessionTimings = TIMINGS,
     ) -> None:
         self.settings = settings
-        self.policy = admission_policy(settings)
-        self.class_policies = class_policies(settings, self.policy)
+        self.admit = admission_of(settings)
         self.backend = backend
         self.sink = sink
         self.metrics = metrics
@@ -134,7 +131,7 @@ class SessionRegistry:
             self.report_only(action.key, why)
             return
         try:
-            timeout = admit(action, self.policy, self.class_policies)
+            timeout = self.admit(action)
         except ActionFailed as failure:
             self.action_failed(action.key, failure)
             return
@@ -342,7 +339,7 @@ class SessionRegistry:
         seconds = time.monotonic() - session.began
         count_outcome(self.metrics, outcome, seconds)
         count_stages(self.metrics, session.reporter.stage_seconds)
-        session.stats.add_to(self.metrics)
+        session.add_to(self.metrics)
         log.info(
             "session ended",
             outcome=outcome.result.value,

@@ -19,6 +19,7 @@ from agent.domain.errors import Reason, Stage
 from agent.domain.outcome import Outcome, Result
 from agent.execution.progress import SessionProgress
 from agent.execution.reporter import EventReporter
+from agent.execution.services.reports import ServiceReports
 from agent.execution.stats import SessionStats
 from agent.execution.timings import SessionTimings
 from agent.telemetry.traces import Trace
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from agent.domain.errors import ActionFailed
     from agent.domain.session_state import Resume
     from agent.execution.ports import Environment, SessionSink
+    from agent.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -84,6 +86,8 @@ class Session:
         self.progress = SessionProgress(adopted=environment is not None)
         self.reporter = EventReporter(outlet, action.secrets, trace or Trace(action.traceparent))
         self.stats = SessionStats()
+        self.services = ServiceReports(action.services, self.reporter)
+        self.followed_services: set[str] = set()  # services whose log is sent live
         self.stop_request: StopRequest | None = None
         self.stop_requested = asyncio.Event()
 
@@ -93,7 +97,8 @@ class Session:
 
     def resume(self, resume: Resume) -> None:
         """Continue at the resume point: the last event that the scheduler has stored from the former agent."""
-        self.action = replace(self.action, secrets=dict(resume.secrets), inputs=resume.inputs)
+        inputs = resume.action.inputs if resume.action is not None else ()
+        self.action = replace(self.action, secrets=dict(resume.secrets), inputs=inputs)
         self.progress.go_to(resume)
         self.reporter.resume(resume.stage, self.action.secrets)
 
@@ -110,6 +115,11 @@ class Session:
         """Return whether the environment waits for files of other actions, as far as this agent knows."""
         begun = self.progress.command or self.reporter.stage not in (Stage.ADMISSION, Stage.SETUP)
         return bool(self.action.inputs) and not self.progress.inputs_copied and not begun
+
+    def add_to(self, metrics: Metrics) -> None:
+        """Count what happened in this session, at its end."""
+        self.stats.add_to(metrics)
+        self.services.count(metrics)
 
     # ---- stop requests
 
@@ -156,6 +166,7 @@ class Session:
         """Go back to the last event that the scheduler still has. The environment and the outcome do not change."""
         reset = self.progress.take_reset()
         self.reporter.restart(reset.seq)
+        self.services.reported.clear()
         if reset.cancel is not None:
             self.cancel(reset.cancel)
 

@@ -37,7 +37,10 @@ HEALTH_COLOURS = {Readiness.READY: "good", Readiness.DRAINING: "warn", Readiness
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """One session. `seconds` is the age of the session, `stages` the seconds of each stage so far, in order."""
+    """One session. `seconds` is the age of the session, `stages` the seconds of each stage so far, in order.
+
+    `services` holds pairs of a service's name and state.
+    """
 
     action: str
     attempt: int
@@ -46,12 +49,16 @@ class SessionRow:
     seconds: float
     stages: Sequence[tuple[str, float]]
     outcome: Outcome | None = None
+    services: Sequence[tuple[str, str]] = ()
     environment_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the page shows. `not_ready` is why the agent accepts no action now, "" if it accepts actions."""
+    """What the page shows. `not_ready` is why the agent accepts no action now, "" if it accepts actions.
+
+    `warm`: the settings name warm pods.
+    """
 
     version: str
     pool: str
@@ -62,6 +69,7 @@ class Snapshot:
     running: Sequence[SessionRow]
     recent: Sequence[SessionRow]
     classes: Sequence[str] = ()
+    warm: bool = False
 
 
 def session_row(session: Session) -> SessionRow:
@@ -80,6 +88,7 @@ def session_row(session: Session) -> SessionRow:
         seconds=now - session.began,
         stages=tuple((stage.value, seconds) for stage, seconds in stages.items()),
         outcome=outcome,
+        services=tuple((each.name, each.state.value) for each in session.services.reported.values()),
         environment_class=session.action.environment_class,
     )
 
@@ -113,7 +122,16 @@ def facts(snapshot: Snapshot, health: Health) -> list[tuple[str, str]]:
         ("finished", f"{snapshot.finished}"),
         ("orphans", coloured("bad" if health.remains else "good", f"{health.remains}")),
         *([("classes", escape(", ".join(snapshot.classes)))] if snapshot.classes else []),
+        *([("warm pods", warm_pods(health))] if snapshot.warm else []),
     ]
+
+
+def warm_pods(health: Health) -> str:
+    """Return the number of waiting warm pods for each image."""
+    waiting = [
+        f"{each.idle} of {escape(each.image)} ({escape(each.cpu)}, {escape(each.memory)})" for each in health.warm
+    ]
+    return "<br>".join(waiting) or coloured("dim", "none waits")
 
 
 def coloured(colour: str, text: str) -> str:
@@ -134,6 +152,8 @@ def session_list(sessions: Sequence[SessionRow], if_empty: str) -> str:
 def session_item(session: SessionRow) -> str:
     attempt = f' <span class="dim">attempt {session.attempt}</span>' if session.attempt > 1 else ""
     stages = " · ".join(f"{escape(name)} {duration(seconds)}" for name, seconds in session.stages)
+    services = " · ".join(f"{escape(name)} {escape(state)}" for name, state in session.services)
+    services = f'<p class="dim">services: {services}</p>' if services else ""
     named_class = f" · class {escape(session.environment_class)}" if session.environment_class else ""
     outcome = session.outcome
     state = coloured("run", session.stage)
@@ -145,7 +165,7 @@ def session_item(session: SessionRow) -> str:
         why = f'<p class="{colour}">{escape(text)}</p>' if text else ""
     return (
         f"<li><b>{escape(session.action)}{attempt}</b><time>{state} {duration(session.seconds)}</time>"
-        f'<p class="dim">{escape(session.image)}{named_class}</p><p class="dim">{stages}</p>{why}</li>'
+        f'<p class="dim">{escape(session.image)}{named_class}</p><p class="dim">{stages}</p>{services}{why}</li>'
     )
 
 

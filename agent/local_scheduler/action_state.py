@@ -6,7 +6,7 @@ pipeline. It describes the newest attempt only. The pipeline's events describe t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from agent.domain.outcome import Outcome
 from agent.pipeline import events
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent.domain.events import Event
     from agent.pipeline.events import EventBody
 
@@ -50,6 +52,7 @@ class ActionState:
     `agent` is the id of the last agent that had the attempt, "" while the action waits. `started` is in seconds since
     the epoch, 0 before the attempt went to an agent. `seq`, `cursor`, `stage` and `command` come from the last applied
     events. `log_bytes` is the length of the attempt's log. `cancel` is the message of a stop request, None without one.
+    `service_cursors` holds the last cursor of the log of each service.
     """
 
     pipeline: str
@@ -66,6 +69,7 @@ class ActionState:
     log_bytes: int = 0
     cancel: str | None = None
     outcome: Outcome | None = None
+    service_cursors: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def action_id(self) -> str:
@@ -123,12 +127,24 @@ def advance(state: ActionState, seq: int, event: Event | None, now: float) -> tu
         case session_events.CommandFinished():
             return replace(state, cursor=event.cursor.encode()), event
         case session_events.LogChunk():
-            text = events.LogText(event.data, event.source, state.log_bytes)
-            cursor = event.cursor.encode() if event.cursor else state.cursor
-            return replace(state, log_bytes=state.log_bytes + len(event.data), cursor=cursor), text
+            return add_log(state, event)
         case session_events.Finished():
             return state.with_outcome(event.outcome), events.ActionEnded(event.outcome, state.elapsed(now))
-        case session_events.Accepted() | session_events.ArtifactSummary():
+        case session_events.Accepted() | session_events.ArtifactSummary() | session_events.ServiceChanged():
             return state, event
         case _:
             return state, None
+
+
+def add_log(state: ActionState, chunk: session_events.LogChunk) -> tuple[ActionState, events.LogText]:
+    """Apply a chunk of the log. All writers share one log, so each line of a service begins with the service's name."""
+    data, cursors = chunk.data, state.service_cursors
+    if chunk.source is session_events.Source.SERVICE:
+        prefix = f"[{chunk.service}] ".encode()
+        data = b"".join(prefix + line + b"\n" for line in data.removesuffix(b"\n").split(b"\n"))
+        if chunk.service_cursor:
+            cursors = {**cursors, chunk.service: chunk.service_cursor}
+    text = events.LogText(data, chunk.source, state.log_bytes, chunk.service)
+    cursor = chunk.cursor.encode() if chunk.cursor else state.cursor
+    state = replace(state, log_bytes=state.log_bytes + len(data), cursor=cursor, service_cursors=cursors)
+    return state, text

@@ -74,6 +74,11 @@ class AgentStream:
         used = max(self.health.running + self.sent_since_health, len(self.sessions))
         return self.slots - used
 
+    def has_warm(self, image: str) -> bool:
+        """Return whether the agent's last health report names a warm pod of the image for each action sent since."""
+        waiting = self.health.warm if self.health is not None else ()
+        return sum(each.idle for each in waiting if each.image == image) > self.sent_since_health
+
     def has(self, features: frozenset[Feature], environment_class: str) -> bool:
         """Return whether the agent has all these features, and the class. "" stands for no class."""
         return features <= self.features and (not environment_class or environment_class in self.classes)
@@ -101,10 +106,7 @@ class AgentStream:
         self.send(wire.SchedulerMessage(action=translate.action_message(action)))
 
     def resume(self, record: ActionRecord, *, adopted: bool) -> None:
-        """Queue the resume point of a session: its last stored event. An adopted session gets its secrets again.
-
-        It also gets its inputs again if no command has started.
-        """
+        """Queue the resume point of a session: its last stored event. An adopted session gets its action again."""
         state = record.state
         secrets = {name: record.run.secrets[name] for name in record.plan.secrets} if adopted else {}
         resume = Resume(
@@ -115,7 +117,8 @@ class AgentStream:
             command=state.command,
             cancel=Cancel(message=state.cancel) if state.cancel is not None else None,
             secrets=secrets,
-            inputs=resumed_inputs(record) if adopted and not state.command else (),
+            service_cursors=state.service_cursors,
+            action=record.plan.action(state.key, record.run.secrets, resumed_inputs(record)) if adopted else None,
         )
         self.send(wire.SchedulerMessage(resume=translate.resume_message(resume)))
 

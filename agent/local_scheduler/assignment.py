@@ -45,7 +45,8 @@ class Assignment:
             # `Dispatcher.submit` is about to continue this action on the agent that already runs it.
             if record.action_id in self.unknown_sessions.waiting:
                 continue
-            stream = self.agents.least_loaded(record.plan.features, record.plan.environment_class)
+            plan = record.plan
+            stream = self.agents.least_loaded(plan.features, plan.environment_class, plan.image)
             if stream is not None:
                 self.assign(record, stream)
             elif record.plan.is_special:

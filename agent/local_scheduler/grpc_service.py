@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 PROTOCOL_VERSION = 1
 # The features of the contract that this scheduler has. With an object store it also has `OBJECTS`.
-FEATURES = (Feature.INPUTS,)
+FEATURES = (Feature.SERVICES, Feature.INPUTS)
 # A gRPC client may send at most one ping a second. A message has at most 4 MiB, the default of gRPC.
 OPTIONS = server_options(1.0, ("grpc.max_receive_message_length", 4 << 20))
 

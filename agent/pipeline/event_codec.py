@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from agent.domain import events as session_events
 from agent.domain.errors import Reason, Stage
-from agent.domain.events import Source
+from agent.domain.events import ServiceState, Source
 from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Outcome, Result
 from agent.pipeline import events
@@ -45,6 +45,10 @@ def fill(message: wire.PipelineEvent, body: EventBody) -> None:  # noqa: C901 - 
             message.accepted.environment = body.environment
         case session_events.StageChanged():
             message.stage.CopyFrom(wire.Stage(stage=body.stage.value, detail=body.detail))
+        case session_events.ServiceChanged():
+            message.service.CopyFrom(
+                wire.Service(name=body.name, state=body.state.value, exit_code=body.exit_code, message=body.message)
+            )
         case session_events.CommandStarted():
             message.command_started.index = body.index
         case session_events.CommandFinished():
@@ -53,7 +57,13 @@ def fill(message: wire.PipelineEvent, body: EventBody) -> None:  # noqa: C901 - 
             )
         case events.LogText():
             message.log.CopyFrom(
-                wire.Log(data=body.data, source=body.source.value, offset=body.offset, length=len(body.data))
+                wire.Log(
+                    data=body.data,
+                    source=body.source.value,
+                    offset=body.offset,
+                    length=len(body.data),
+                    service=body.service,
+                )
             )
         case events.FileStored():
             message.file.CopyFrom(wire.File(path=body.path, size=body.size, sha256=body.sha256))
@@ -109,6 +119,15 @@ def decode(message: wire.PipelineEvent) -> PipelineEvent | None:
     return events.PipelineEvent(message.pipeline, message.position, message.time, body, message.action, message.attempt)
 
 
+def read_service(message: wire.Service) -> session_events.ServiceChanged:
+    return session_events.ServiceChanged(
+        message.name,
+        ServiceState(message.state),
+        message.exit_code if message.HasField("exit_code") else None,
+        message.message,
+    )
+
+
 def read(message: wire.PipelineEvent) -> EventBody | None:  # noqa: C901 - one case for each kind of event
     """Return the body of an event, None for an unknown kind."""
     match message.WhichOneof("event"):
@@ -123,13 +142,16 @@ def read(message: wire.PipelineEvent) -> EventBody | None:  # noqa: C901 - one c
             return session_events.Accepted(message.accepted.environment)
         case "stage":
             return session_events.StageChanged(Stage(message.stage.stage), message.stage.detail)
+        case "service":
+            return read_service(message.service)
         case "command_started":
             return session_events.CommandStarted(message.command_started.index, Cursor())
         case "command_finished":
             done = message.command_finished
             return session_events.CommandFinished(done.index, done.exit_code, done.seconds, Cursor())
         case "log":
-            return events.LogText(message.log.data, Source(message.log.source), message.log.offset)
+            log = message.log
+            return events.LogText(log.data, Source(log.source), log.offset, log.service)
         case "file":
             return events.FileStored(message.file.path, message.file.size, message.file.sha256)
         case "summary":

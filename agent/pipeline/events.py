@@ -51,11 +51,15 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class LogText:
-    """Bytes of an attempt's log, secrets masked. `offset` is the position of the first byte in the log."""
+    """Bytes of an attempt's log, secrets masked. `offset` is the position of the first byte in the log.
+
+    `service` is the service that wrote the bytes, "" for every other source. Its lines begin with its name.
+    """
 
     data: bytes
     source: events.Source
     offset: int
+    service: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,7 @@ EventBody = (
     | Started
     | events.Accepted
     | events.StageChanged
+    | events.ServiceChanged
     | events.CommandStarted
     | events.CommandFinished
     | LogText

@@ -38,7 +38,7 @@ OTHERS_KEYS = {
     "if": "write when: success, failure or always",
     **dict.fromkeys(("script", "scripts", "steps", "run"), "write commands: [COMMAND]"),
     **dict.fromkeys(("variables", "environment"), "write env: {NAME: VALUE}"),
-    **dict.fromkeys(("services", "cache", "allow_failure", "rules"), NOT_SUPPORTED),
+    **dict.fromkeys(("cache", "allow_failure", "rules"), NOT_SUPPORTED),
     **dict.fromkeys(("on", "jobs", "stages", "stage", "pipeline", "workflow", "workflows"), OTHER_FILE),
 }
 

@@ -97,7 +97,11 @@ def without_repositories(pipeline: Pipeline) -> Pipeline:
 
 def without_secrets(pipeline: Pipeline) -> Pipeline:
     """Return the pipeline without secrets. `run --list` uses it, because a list needs no secret values."""
-    return replace(pipeline, actions=tuple(replace(each, secrets=()) for each in pipeline.actions))
+
+    def without(action: PipelineAction) -> PipelineAction:
+        return replace(action, secrets=(), services=tuple(replace(each, secrets=()) for each in action.services))
+
+    return replace(pipeline, actions=tuple(map(without, pipeline.actions)))
 
 
 def check_variable(name: str, option: str) -> None:

@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from agent.domain.actions import Action, ArtifactRules, Repository, Resources
+from agent.domain.actions import Action, ArtifactRules, Repository, Resources, Service
 from agent.domain.session_state import Feature
 from agent.pipeline.action_keys import (
     read_artifacts,
@@ -35,6 +35,7 @@ from agent.pipeline.action_keys import (
 )
 from agent.pipeline.file_errors import PipelineFileError, Problem
 from agent.pipeline.inputs import InputRule, read_inputs
+from agent.pipeline.service_keys import read_services
 from agent.pipeline.structure.conditions import Condition, Retry, read_condition, read_retry
 from agent.pipeline.structure.variants import read_matrix, resolve_needs, substituted, variant_name
 from agent.pipeline.structure.yaml_merge import combined, merge_keys
@@ -63,6 +64,7 @@ ACTION_KEYS = (
     "timeout",
     "artifacts",
     "shell",
+    "services",
     "retry",
     "needs",
     "inputs",
@@ -99,6 +101,7 @@ class PipelineAction:
     timeout: float | None = None
     artifacts: ArtifactRules = field(default_factory=ArtifactRules)
     pipefail: bool | None = None
+    services: tuple[Service, ...] = ()
     environment_class: str = ""
     needs: tuple[str, ...] = ()
     inputs: tuple[InputRule, ...] = ()
@@ -109,7 +112,8 @@ class PipelineAction:
     @property
     def features(self) -> frozenset[Feature]:
         """The features of the contract that an agent needs to run this action."""
-        return frozenset({Feature.INPUTS} if self.inputs else ())
+        needed = {Feature.SERVICES: self.services, Feature.INPUTS: self.inputs}
+        return frozenset(feature for feature, asked in needed.items() if asked)
 
     @property
     def is_special(self) -> bool:
@@ -133,6 +137,7 @@ class PipelineAction:
             timeout=self.timeout,
             artifacts=self.artifacts,
             pipefail=self.pipefail,
+            services=self.services,
             environment_class=self.environment_class,
             inputs=inputs,
         )
@@ -290,17 +295,20 @@ def read_action(
     has_needs = "needs" in keys or "inputs" in keys
     no_env: dict[str, str] = {}
     env = optional(keys, "env", lambda own: read_env(own, variables), no_env) | dict(variables)
+    none: tuple[str, ...] = ()
+    secrets = optional(keys, "secrets", lambda names: read_secret_names(names, env), none)
     return PipelineAction(
         name=name,
         image=optional(keys, "configuration", read_configuration, ""),
         commands=optional(keys, "commands", read_commands, ()),
         env=env,
-        secrets=optional(keys, "secrets", lambda names: read_secret_names(names, env), ()),
+        secrets=secrets,
         repository=optional(keys, "repo", read_repository, None),
         resources=optional(keys, "resources", read_resources, Resources()),
         timeout=optional(keys, "timeout", read_timeout, None),
         artifacts=optional(keys, "artifacts", read_artifacts, ArtifactRules()),
         pipefail=optional(keys, "shell", read_pipefail, None),
+        services=optional(keys, "services", lambda each: read_services(each, secrets), ()),
         environment_class=optional(keys, "class", read_class, ""),
         needs=optional(keys, "needs", read_needs, ()),
         inputs=optional(keys, "inputs", read_inputs, ()),

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS, When
+from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS, OnExit, ServiceLog, When
 from agent.domain.artifacts import MAX_INPUTS
 from agent.domain.quantities import DURATION, QUANTITY
 from agent.pipeline.action_keys import ARTIFACT_KEYS, CLASS, REPO_KEYS, RESOURCE_KEYS, SHELL_KEYS, VARIABLE
 from agent.pipeline.inputs import INPUT_KEYS
 from agent.pipeline.parser import ACTION_KEYS, DEFAULT_KEYS, KEYS_OF_SEVERAL, MAX_ACTIONS, NAME, PIPELINE_KEYS
+from agent.pipeline.service_keys import FOLDER, HEALTH_KEYS, HOST_NAME, SERVICE_KEYS, SERVICE_NAME
 from agent.pipeline.structure.conditions import MAX_RETRIES, RETRY_KEYS, RETRY_REASONS, Condition
 
 Schema = dict[str, Any]
@@ -52,6 +53,16 @@ DESCRIPTIONS = {
     "when": "After which end of the commands files are kept. Default: success.",
     "shell": "Options of the shell.",
     "pipefail": "Whether a failure inside a pipe fails the command.",
+    "services": "Programs that run beside the commands, by their host names. The commands start when all are ready.",
+    "ports": "TCP ports at 127.0.0.1. The service is ready when all of them accept.",
+    "health": "A command in the service that succeeds when the service is ready.",
+    "command": "A program and its arguments. No shell is involved.",
+    "args": "Arguments of the image's own program.",
+    "aliases": "Further host names of the service.",
+    "scratch": "Writable folders, empty at the start.",
+    "privileged": "All rights of root on the node. The policy must allow the image.",
+    "on_exit": "When the end of the service fails the action. Default: crash-fails.",
+    "log": "When the log of the service is shown. Default: on-failure.",
     "needs": "Actions that must end before this action starts.",
     "inputs": "Artifacts of other actions that are copied into the workspace before the first command.",
     "from": "The action whose artifacts are copied, one of the needs.",
@@ -106,19 +117,31 @@ def action_values() -> dict[str, Schema]:
         "optional": BOOLEAN,
     }
     rules = {"paths": globs, "exclude": globs, "when": {"enum": [each.value for each in When]}}
+    environment = {"env": variables, "secrets": texts({"type": "string", "pattern": whole(VARIABLE.pattern)})}
+    environment["secrets"] |= {"uniqueItems": True}
+    duration: Schema = {
+        "type": ["string", "number"],
+        "pattern": whole(rf"\d+(\.\d+)?|{DURATION.pattern}"),
+        "minLength": 1,
+    }
+    resources = mapping(RESOURCE_KEYS, dict.fromkeys(RESOURCE_KEYS, quantity))
     times: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_RETRIES}
     reasons = texts({"enum": [each.value for each in RETRY_REASONS]})
     return {
         "configuration": mapping(("container",), {"container": TEXT}, required=("container",)),
         "commands": texts({"type": SCALAR}, minItems=1),
-        "env": variables,
-        "secrets": texts({"type": "string", "pattern": whole(VARIABLE.pattern)}) | {"uniqueItems": True},
+        **environment,
         "repo": mapping(REPO_KEYS, repository, required=("url",)),
-        "resources": mapping(RESOURCE_KEYS, dict.fromkeys(RESOURCE_KEYS, quantity)),
+        "resources": resources,
         "class": {"type": ["string", "number"], "pattern": whole(CLASS.pattern)},
-        "timeout": {"type": ["string", "number"], "pattern": whole(rf"\d+(\.\d+)?|{DURATION.pattern}"), "minLength": 1},
+        "timeout": duration,
         "artifacts": {"anyOf": [{"const": "none"}, mapping(ARTIFACT_KEYS, rules)]},
         "shell": mapping(SHELL_KEYS, {"pipefail": BOOLEAN}),
+        "services": {
+            "type": "object",
+            "propertyNames": {"pattern": whole(SERVICE_NAME.pattern)},
+            "additionalProperties": service_schema(environment, resources, duration),
+        },
         "retry": {
             "anyOf": [times, mapping(RETRY_KEYS, {"times": times, "reasons": reasons}, required=("times",))],
         },
@@ -132,6 +155,30 @@ def action_values() -> dict[str, Schema]:
         },
         "inputs": texts(mapping(INPUT_KEYS, files, required=("from",)), maxItems=MAX_INPUTS),
     }
+
+
+def service_schema(environment: dict[str, Schema], resources: Schema, duration: Schema) -> Schema:
+    """Return the schema of a service."""
+    words = texts({"type": SCALAR}, minItems=1)
+    health = {"command": words, "timeout": duration | {"description": "Time until the service must be ready."}}
+    values = {
+        "container": TEXT
+        | {"description": "The image. Its ENTRYPOINT and CMD run, unless `command` and `args` replace them."},
+        "ports": texts({"type": "integer", "minimum": 1, "maximum": 65535}) | {"uniqueItems": True},
+        "health": mapping(HEALTH_KEYS, health, required=("command",)),
+        "env": environment["env"] | {"description": "Variables of the service."},
+        "secrets": environment["secrets"]
+        | {"description": "Names from the secrets of the action that the service gets as variables."},
+        "aliases": texts({"type": "string", "pattern": whole(HOST_NAME.pattern)}),
+        "command": words,
+        "args": words,
+        "resources": resources | {"description": "Resources of the service, as Kubernetes quantities."},
+        "scratch": texts({"type": "string", "pattern": whole(FOLDER.pattern)}) | {"uniqueItems": True},
+        "privileged": BOOLEAN,
+        "on_exit": {"enum": [each.value for each in OnExit]},
+        "log": {"enum": [each.value for each in ServiceLog]},
+    }
+    return mapping(SERVICE_KEYS, values, required=("container",))
 
 
 def schema() -> Schema:

@@ -96,8 +96,8 @@ class Value:
 
     @property
     def size(self) -> int:
-        """The number of items of a list or mapping, 1 for a scalar."""
-        return max(1, len(self.node.value)) if not isinstance(self.node, yaml.ScalarNode) else 1
+        """The number of scalars in this value, keys not counted, at least 1."""
+        return count_scalars(self.node)
 
     @property
     def is_scalar(self) -> bool:
@@ -328,6 +328,11 @@ def children(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [each for pair in node.value for each in pair]
     return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def count_scalars(node: yaml.Node) -> int:
+    values = children(node)[1::2] if isinstance(node, yaml.MappingNode) else children(node)
+    return sum(map(count_scalars, values)) or 1
 
 
 def check_size(node: yaml.Node, size: tuple[int, int], document: Document) -> None:

@@ -25,10 +25,12 @@ from pydantic_settings import (
 )
 
 from agent.domain.errors import SettingsError
+from agent.domain.references.image_reference import image_matches
 from agent.settings.connection import ClassicSettings, SchedulerSettings, Tls
 from agent.settings.environment_classes import ClassSettings, class_policies, policy_of_class, settings_of_class
 from agent.settings.field_types import NAME_PATTERN, checked_quantity, size
 from agent.settings.objects import ObjectSettings
+from agent.settings.policy import PolicySettings, ServiceSettings
 from agent.settings.sections import (
     AgentSection,
     ArtifactSettings,
@@ -38,9 +40,9 @@ from agent.settings.sections import (
     LoggingSettings,
     LogSettings,
     MetricsSettings,
-    PolicySettings,
     TracesSettings,
 )
+from agent.settings.warm import WarmSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,9 +63,11 @@ __all__ = [
     "ObjectSettings",
     "PolicySettings",
     "SchedulerSettings",
+    "ServiceSettings",
     "Settings",
     "Tls",
     "TracesSettings",
+    "WarmSettings",
     "checked_quantity",
     "class_policies",
     "load",
@@ -94,7 +98,9 @@ class Settings(BaseSettings):
     agent: AgentSection = AgentSection()
     cluster: ClusterSettings = ClusterSettings()
     environment: EnvironmentSettings = EnvironmentSettings()
+    warm: WarmSettings = WarmSettings()
     policy: PolicySettings = PolicySettings()
+    services: ServiceSettings = ServiceSettings()
     artifacts: ArtifactSettings = ArtifactSettings()
     objects: ObjectSettings = ObjectSettings()
     logs: LogSettings = LogSettings()
@@ -102,6 +108,21 @@ class Settings(BaseSettings):
     metrics: MetricsSettings = MetricsSettings()
     traces: TracesSettings = TracesSettings()
     logging: LoggingSettings = LoggingSettings()
+
+    @model_validator(mode="after")
+    def warm_pods_can_be_used(self) -> Settings:
+        """Refuse pools of warm pods that no action could ever get."""
+        for number, pool in enumerate(self.warm.pools):
+            where = f"warm.pools[{number}].image: {pool.image!r}"
+            if not any(image_matches(pool.image, allowed) for allowed in self.policy.images):
+                raise ValueError(f"{where} is not allowed by policy.images: {', '.join(self.policy.images)}")
+            moves = "@" not in pool.image and self.environment.image_pull_policy == "Always"
+            if moves and not self.warm.stale_tags:
+                raise ValueError(
+                    f"{where} is a tag, and environment.image_pull_policy is Always: "
+                    "name a digest, or set warm.stale_tags"
+                )
+        return self
 
     @model_validator(mode="after")
     def classes_fit_the_policy(self) -> Settings:
@@ -201,6 +222,7 @@ def describe_error(detail: Any) -> str:
     """Describe one validation error. The text names the key and the environment variable."""
     path = [str(part) for part in detail["loc"]]
     if not path:
+        # The error is about two sections that do not fit together. Its message names the settings.
         return str(detail["msg"]).removeprefix("Value error, ")
     key = ".".join(path)
     variable = PREFIX + "__".join(part.upper() for part in path)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent.settings import Settings
-    from agent.settings.sections import PolicySettings
+    from agent.settings.policy import PolicySettings
 
 CLASS_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$"
 ClassName = Annotated[str, Field(pattern=CLASS_PATTERN)]

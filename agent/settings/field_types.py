@@ -95,6 +95,7 @@ def checked_image_pattern(value: str) -> str:
     return value
 
 
+HostName = Annotated[str, Field(pattern=r"^[a-z0-9*]([-a-z0-9.*]{0,251}[a-z0-9*])?$")]
 ImagePattern = Annotated[str, AfterValidator(checked_image_pattern)]
 
 

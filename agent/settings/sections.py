@@ -6,24 +6,12 @@ The sections live as long as the process.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from agent.domain.quantities import quantity, resource_quantity
 from agent.settings.environment_classes import ClassName, ClassSettings, PodTemplate
-from agent.settings.field_types import (
-    Buckets,
-    Duration,
-    HostPattern,
-    ImagePattern,
-    Name,
-    Quantity,
-    Resources,
-    SecretName,
-    Section,
-    Size,
-)
+from agent.settings.field_types import Buckets, Duration, Name, Quantity, Resources, Section, Size
 
 
 class AgentSection(Section):
@@ -139,96 +127,6 @@ class EnvironmentSettings(Section):
         description="Classes of environments that actions may ask for by name, each with a profile, a pod template, "
         "default and maximum resources, and allowed images. docs/classes.md explains them.",
     )
-
-
-class PolicySettings(Section):
-    """Limits on the requests of actions."""
-
-    images: tuple[ImagePattern, ...] = Field(
-        ("*",),
-        description="Allowed images, as patterns `HOST/PATH:TAG`. `*` stays within one part of a host, path or tag, "
-        "`**` matches several parts. `*` alone allows every image.",
-    )
-    require_digest: bool = Field(
-        False, description="Refuse images that are not named with a digest, as in `NAME@sha256:...`."
-    )
-    default_cpu: Quantity = Field("100m", description="CPU request of an action that requests no CPU.")
-    default_memory: Quantity = Field("256Mi", description="Memory request of an action that requests no memory.")
-    default_ephemeral_storage: Quantity = Field(
-        "",
-        description="Ephemeral storage of an action that requests none, as request and limit. "
-        "If empty, the limit is `policy.max_ephemeral_storage` or else `environment.workspace_limit`.",
-    )
-    limit_cpu: bool = Field(False, description="Set the CPU request of an action as its CPU limit too.")
-    limit_memory: bool = Field(
-        True,
-        description="Set the memory that an action requests as its memory limit too. "
-        "With `policy.max_memory`, the default becomes the limit of an action that requests no memory.",
-    )
-    max_cpu: Quantity = Field(
-        "", description="Largest CPU request. Bounds the use of CPU only with `limit_cpu`. If empty, no maximum."
-    )
-    max_memory: Quantity = Field("", description="Largest memory request. If empty, there is no maximum.")
-    max_ephemeral_storage: Quantity = Field(
-        "", description="Largest ephemeral storage request. If empty, there is no maximum."
-    )
-    default_timeout: Duration = Field(
-        3600.0, gt=0, description="Timeout of the commands of an action that sets no timeout."
-    )
-    max_timeout: Duration = Field(86400.0, gt=0, description="Largest timeout that an action may set.")
-    max_commands: int = Field(500, ge=1, le=1000, description="Largest number of commands of an action.")
-    max_variables: int = Field(
-        500, ge=0, description="Largest number of environment variables of an action, secrets included."
-    )
-    repository_schemes: tuple[Literal["https", "ssh", "http", "git"], ...] = Field(
-        ("https", "ssh"), description="Allowed URL schemes of repositories."
-    )
-    repository_hosts: tuple[HostPattern, ...] = Field(
-        ("*",),
-        description="Allowed repositories, as patterns `HOST[:PORT][/PATH]`. A path allows everything below it. "
-        "Submodules are not compared.",
-    )
-    credentials: dict[SecretName, Annotated[tuple[HostPattern, ...], Field(min_length=1)]] = Field(
-        default_factory=dict,
-        description="Secrets that actions may name for cloning, each with the repositories that it may be used for, "
-        'as `{NAME: ["HOST[:PORT][/PATH]"]}`. An action may name no other Secret.',
-    )
-    pending_timeout: Duration = Field(300.0, gt=0, description="Longest time until a pod has a node.")
-    pull_grace: Duration = Field(
-        30.0,
-        gt=0,
-        description="Time in which the kubelet may retry a failed image pull, or a failed sandbox of the pod, "
-        "before the action fails.",
-    )
-    registry_grace: Duration = Field(
-        40.0, gt=0, description="As `pull_grace`, when the registry cannot be reached or is overloaded."
-    )
-    pull_timeout: Duration = Field(
-        600.0, gt=0, description="Longest time for all images to be pulled and all containers to start."
-    )
-    clone_timeout: Duration = Field(600.0, gt=0, description="Longest time for the repository to be cloned.")
-
-    @model_validator(mode="after")
-    def defaults_within_maxima(self) -> PolicySettings:
-        """Refuse a default that is too small for a container or above its maximum, and a limit without a default."""
-        rows = (
-            ("cpu", self.default_cpu, self.max_cpu, self.limit_cpu),
-            ("memory", self.default_memory, self.max_memory, self.limit_memory),
-            ("ephemeral_storage", self.default_ephemeral_storage, self.max_ephemeral_storage, False),
-        )
-        for name, default, maximum, limited in rows:
-            for key, text in ((f"default_{name}", default), (f"max_{name}", maximum)):
-                if text:
-                    try:
-                        resource_quantity(name.replace("_", "-"), text)
-                    except ValueError as error:
-                        raise ValueError(f"policy.{key}: {error}") from error
-            if default and maximum and quantity(default) > quantity(maximum):
-                raise ValueError(f"policy.default_{name}: {default} is over policy.max_{name}: {maximum}")
-            # Without a default, Kubernetes would take the limit as the request, and one action would fill a node.
-            if maximum and limited and not default:
-                raise ValueError(f"policy.default_{name}: must be set, because policy.max_{name} and limit_{name} are")
-        return self
 
 
 class ArtifactSettings(Section):

@@ -36,7 +36,7 @@ DEFAULT_SETTINGS = MetricsSettings()
 # Upper bounds of the buckets of the event loop's lag, in seconds.
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
-PHASES = ("schedule", "pull", "clone", "inputs", "commands", "artifacts", "cleanup")
+PHASES = ("schedule", "pull", "clone", "inputs", "services", "commands", "artifacts", "cleanup")
 # Verb and resource of every request that the agent sends to the Kubernetes API.
 API_REQUESTS = (
     ("create", "pods"),
@@ -58,9 +58,24 @@ API_REQUESTS = (
     ("patch", "leases"),
     ("delete", "leases"),
 )
-REQUEST_PRIORITIES = ("alive", "going", "new")
+REQUEST_PRIORITIES = ("alive", "going", "new", "refill")
 RESPONSE_CODES = ("2xx", "4xx", "5xx", "error")
 DISCONNECT_REASONS = ("closed", "unavailable", "unauthenticated", "refused", "silent", "rotated", "error")
+# `warm`, or why an action got a pod of its own: no pool fits, the pool has no pod that waits, the claim or the delivery
+# failed, and what only a pod of its own can have.
+WARM_RESULTS = (
+    "warm",
+    "cold_no_pool",
+    "cold_empty",
+    "cold_lost",
+    "cold_class",
+    "cold_image",
+    "cold_inputs",
+    "cold_repository",
+    "cold_services",
+    "cold_size",
+    "cold_variable",
+)
 NUDGE_RESULTS = ("accepted", "refused", "failed", "skipped")
 LOG_DROP_REASONS = ("line_limit", "total_limit", "gap")
 SESSION_STAGES = ("setup", "commands", "artifacts", "cleanup")
@@ -122,6 +137,9 @@ class Metrics:
             "command_duration_seconds",
             "Time between the start marker and the end marker of a command.",
             buckets.phase_buckets,
+        )
+        self.services = self.counter(
+            "services", "Services of actions with an outcome, by whether they became ready.", "result"
         )
         self.adopted = self.counter("sessions_adopted", "Sessions that this agent adopted from other agents.")
         self.handed_over = self.counter(
@@ -193,6 +211,20 @@ class Metrics:
         self.nudges = self.counter(
             "kubelet_nudges", "Resizes of container `helper` that make the kubelet look at a pod at once.", "result"
         )
+        self.warm_pods = self.gauge("warm_pods", "Warm pods that no action has claimed.", "state")
+        self.warm_claims = self.counter(
+            "warm_claims",
+            "Actions that got a warm pod, or a pod of their own and why. Counted only if warm pods are on.",
+            "result",
+        )
+        self.warm_claim_seconds = self.histogram(
+            "warm_claim_seconds",
+            "Time from the claim of a warm pod to the start of the commands.",
+            self.settings.request_buckets,
+        )
+        self.warm_pod_seconds = self.counter(
+            "warm_pod_seconds", "Age of warm pods when an action claimed them, or when they were deleted unused.", "use"
+        )
         self.watch_restarts = self.counter("watch_restarts", "Watches re-opened after they ended.")
         self.environments = self.gauge("environments", "Environments that this agent owns.")
         self.swept = self.counter("swept", "Orphans that a sweep deleted.", "kind")
@@ -232,6 +264,7 @@ class Metrics:
                 self.actions_completed.labels(result.value, stage.value, reason.value, fault(reason))
         create_series(self.action_duration, (each.value for each in Result))
         create_series(self.phase_duration, PHASES)
+        create_series(self.services, ("ready", "not_ready"))
         create_series(self.stream_reconnects, DISCONNECT_REASONS)
         create_series(self.log_dropped_bytes, LOG_DROP_REASONS)
         create_series(self.log_gaps, ("certain",))
@@ -239,6 +272,9 @@ class Metrics:
         create_series(self.artifact_failures, ARTIFACT_FAILURE_REASONS)
         create_series(self.request_wait, REQUEST_PRIORITIES)
         create_series(self.nudges, NUDGE_RESULTS)
+        create_series(self.warm_pods, ("starting", "idle"))
+        create_series(self.warm_claims, WARM_RESULTS)
+        create_series(self.warm_pod_seconds, ("claimed", "wasted"))
         create_series(self.swept, ("pod", "lease"))
         create_series(self.internal_errors, SURVIVING_COMPONENTS)
         for direction, kinds in STREAM_MESSAGES.items():

@@ -66,6 +66,8 @@ class OpenTelemetry(Traces):
         }
         if action.image:
             attributes["container.image.name"] = action.image
+        if action.services:
+            attributes["sealci.services"] = ",".join(each.name for each in action.services)
         parent = PROPAGATOR.extract({"traceparent": action.traceparent})
         return Spans(self.tracer, self.tracer.start_span("action", parent, attributes=attributes))
 
@@ -108,7 +110,8 @@ class Spans(Trace):
         if outcome.result is Result.FAILED:
             status = Status(StatusCode.ERROR, outcome.message)
             self.span.set_status(status)
-            if self.stage is not None and self.name == outcome.stage.value:
+            # The wait for services is a part of the set-up, and has a span of its own.
+            if self.stage is not None and self.name in (outcome.stage.value, "services"):
                 self.stage.set_status(status)
 
     def end(self) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tests.bench import bulk, burst, crowd, fair, faults, growth, kwok, lines, rate, report, start, wall
+from tests.bench import bulk, burst, crowd, fair, faults, growth, kwok, lines, rate, report, start, wall, warm
 from tests.e2e.lab import new_namespace
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 EXPERIMENTS: dict[str, Callable[[str], Coroutine[None, None, list[Row]]]] = {
     "wall": wall.measure,
+    "warm": warm.measure,
     "start": start.measure,
     "rate": rate.measure,
     "kwok": kwok.measure,

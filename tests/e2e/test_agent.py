@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent.cluster.capabilities import LOOK_AFTER_RESIZE_SINCE
 from agent.cluster.ending.plan import MAX_NUDGES
-from agent.cluster.environment.capabilities import LOOK_AFTER_RESIZE_SINCE
 from tests.e2e import kube
 from tests.e2e.lab import BUSYBOX, COMMAND, Agent, Lab, start_scheduler, until
 from tests.e2e.observer import remains

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from agent.cluster.environment.capabilities import LOOK_AFTER_RESIZE_SINCE
+from agent.cluster.capabilities import LOOK_AFTER_RESIZE_SINCE
 from agent.domain.json import Object
 from tests.e2e import kube
 from tests.e2e.gate import gate

@@ -20,6 +20,7 @@ import yaml
 from agent.domain.json import Object
 from agent.settings import Settings, load
 from tests.e2e import kube
+from tests.e2e.lab import BUSYBOX, DEBIAN, new_namespace, until
 from tests.e2e.release import CHART, helm, values_files
 
 FILES = values_files()
@@ -380,3 +381,37 @@ def test_private_addresses_can_be_switched_off() -> None:
         assert reachable(off, address, 443) == (address not in private)
     assert reachable(off, "169.254.20.10", 53)
     assert not reachable(off, "169.254.20.10", 80)
+
+
+def test_the_nodes_pull_images_beforehand_as_volumes_or_by_a_shell() -> None:
+    images = [BUSYBOX, DEBIAN]
+    with new_namespace("pod-security.kubernetes.io/enforce=restricted") as namespace:
+        values = {
+            **MINIMAL,
+            "cluster": {"namespace": namespace},
+            "prepull": {"images": images},
+            "environment": {
+                "image": Settings().environment.image,
+                "pod_template": {"spec": {"tolerations": [{"key": "ci", "operator": "Exists"}]}},
+            },
+        }
+        for version in ("1.34.0", "1.37.0"):
+            objects = template(values, "--namespace", NAMESPACE, "--kube-version", version)
+            (found,) = of_kind(objects, "DaemonSet")
+            spec = found["spec"]["template"]["spec"]
+            assert [each["image"] for each in spec.get("initContainers", ())] == (images if "34" in version else [])
+            volumes = [each["image"]["reference"] for each in spec.get("volumes", ())]
+            assert volumes == ([] if "34" in version else images)
+            assert spec["tolerations"][0]["key"] == "ci"
+            found["metadata"]["name"] += version.replace(".", "-")
+            found["spec"]["selector"]["matchLabels"]["version"] = version
+            found["spec"]["template"]["metadata"]["labels"]["version"] = version
+            if "34" in version or kube.version() >= (1, 35):
+                kube.apply(found)
+
+        def all_ready() -> bool:
+            statuses = [each.get("status", {}) for each in kube.get("daemonsets", "-n", namespace)]
+            return all(each.get("numberReady", 0) == each.get("desiredNumberScheduled", -1) for each in statuses)
+
+        until(all_ready, "the images were not pulled", 90)
+    assert not of_kind(template(MINIMAL), "DaemonSet")

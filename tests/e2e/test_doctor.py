@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from agent.app.doctor import examine
-from agent.cluster.checks import probe_pod
+from agent.cluster.checks import probe_pod, warm_pod
 from agent.cluster.checks.permissions import LEASE_RIGHTS, NUDGE_RIGHT, RIGHTS, Right
 from agent.domain.check_result import Finding, Verdict
 from agent.domain.json import Object
@@ -119,6 +119,7 @@ def test_the_command_prints_every_check(namespace: str, tmp_path: Path) -> None:
     scheduler, address = start_scheduler(tmp_path)
     flags = ["--set", f"cluster.kubeconfig={config}", "--set", f"cluster.namespace={namespace}"]
     flags += ["--set", f"scheduler.address={address}", "--set", "scheduler.tls.enabled=false"]
+    flags += ["--set", "warm.learn.max_pods=1"]
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
         command = [*COMMAND, "doctor", *flags, *more]
@@ -134,9 +135,11 @@ def test_the_command_prints_every_check(namespace: str, tmp_path: Path) -> None:
             assert re.search(rf"^ok +{check} ", well.stdout, re.MULTILINE), check
         # The check is a warning if this machine cannot reach the internet, because the cluster then cannot either.
         assert re.search(rf"^(ok|warning) +{probe_pod.OUTSIDE} ", well.stdout, re.MULTILINE)
+        # A warning: the machine is slow.
+        assert re.search(rf"^(ok|warning) +{warm_pod.WARM_POD} +an action began in a", well.stdout, re.MULTILINE)
         assert (
-            len(well.stdout.splitlines()) == 4 + 3 + len(ALL) + 6 + 1
-        )  # Number of lines for the scheduler, the cluster, the rights, the probe pod, and the summary.
+            len(well.stdout.splitlines()) == 4 + 3 + len(ALL) + 7 + 1
+        )  # Number of lines for the scheduler, the cluster, the rights, the probe pods, and the summary.
     finally:
         scheduler.terminate()
         scheduler.wait(10)

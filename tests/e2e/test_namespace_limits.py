@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cluster.environment.capabilities import LOOK_AFTER_RESIZE_SINCE
+from agent.cluster.capabilities import LOOK_AFTER_RESIZE_SINCE
 from agent.domain.json import Object
 from tests.e2e import kube
 from tests.e2e.lab import BUSYBOX, new_namespace, open_lab, until

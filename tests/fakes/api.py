@@ -20,7 +20,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from agent.cluster.api.client import Client
 from agent.cluster.api.timings import ApiTimings
-from agent.cluster.in_pod.packaging import LOG_FOLDER
+from agent.cluster.packaging import LOG_FOLDER
 from agent.cluster.pod.session_annotation import log_key_of
 from agent.domain.json import Object
 from agent.settings import ClusterSettings

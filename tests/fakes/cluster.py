@@ -28,18 +28,20 @@ from agent.domain.observations import (
     LogPiece,
     Observation,
     Running,
+    ServiceOutput,
     Waiting,
 )
 from agent.domain.outcome import Result
 from tests.fakes.waiting import Changing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
     from agent.domain.actions import Action, ArtifactRules
     from agent.domain.artifacts import FilePart
     from agent.domain.log_cursor import Cursor
     from agent.domain.outcome import Outcome
+    from agent.domain.session_state import Resume
 
 NONCE = "0123456789abcdef"
 
@@ -60,6 +62,9 @@ class Script:
         setup_notice: text for the log of the action after the set-up.
         interactive: a person works in the environment at a terminal.
         deaf: the commands cannot be interrupted.
+        service_logs: the end of the log of each service, by name, or the error of a log that cannot be read.
+        live_logs: what `live_log` yields for each service, by name.
+        begun: whether the commands of an adopted environment have begun.
         objects: the pod can use an object store.
         deliveries: for each `receive_inputs` the error to raise at its end, or None.
         remove_error: an error that `remove` raises. The `remove` of a real environment never raises.
@@ -75,8 +80,11 @@ class Script:
     collections: list[Collected | BaseException] = field(default_factory=list)
     content: bytes = b"artifact"
     deaf: bool = False
+    service_logs: dict[str, bytes | BaseException] = field(default_factory=dict)
+    live_logs: dict[str, list[ServiceOutput]] = field(default_factory=dict)
     interactive: bool = False
     setup_notice: str = ""
+    begun: bool = True
     objects: bool = False
     deliveries: list[BaseException | None] = field(default_factory=list)
     remove_error: BaseException | None = None
@@ -110,6 +118,37 @@ class FakeBackend(Changing):
         return self.environments[action_id]
 
 
+class FakeServices:
+    """The services of an environment in memory. `ready` lists the names whose ports accept, `released` the releases."""
+
+    def __init__(self, environment: FakeEnvironment) -> None:
+        self.environment = environment
+        self.ready: list[str] = []
+        self.released = 0
+        self.cursors: dict[str, bytes] = {}
+
+    async def release_commands(self) -> None:
+        if self.environment.action.services:
+            await self.environment.note("release commands")
+
+    def note_ready(self, name: str) -> None:
+        self.ready.append(name)
+
+    def note_released(self) -> None:
+        self.released += 1
+
+    async def last_lines(self, name: str) -> bytes:
+        found = self.environment.script.service_logs.get(name, b"")
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    async def live_log(self, name: str, cursor: bytes) -> AsyncGenerator[ServiceOutput, None]:
+        self.cursors[name] = cursor
+        for part in self.environment.script.live_logs.get(name, ()):
+            yield part
+
+
 class FakeEnvironment:
     """The environment of one action. `steps` lists what has happened in it, in order."""
 
@@ -129,14 +168,21 @@ class FakeEnvironment:
         self.inputs: dict[bytes, tuple[int, bytes]] = {}
         self.playing = False
         self.disowned = False
+        self.services = FakeServices(self)
 
     @property
     def name(self) -> str:
         return f"memory/{self.action.key.action_id}"
 
-    async def take_over(self, secrets: Mapping[str, str]) -> None:
-        """Record that an agent has adopted the session. `secrets` are not used."""
+    async def take_over(self, resume: Resume) -> bool:
+        """Record that an agent has adopted the session. Return `begun` of the script."""
         await self.note("take over")
+        return self.script.begun
+
+    async def begin_again(self, action: Action) -> None:
+        """Record that the adopting agent begins the action."""
+        self.action = action
+        await self.note("begin again")
 
     @property
     def running_for(self) -> float:
@@ -245,7 +291,7 @@ class FakeEnvironment:
 
     def markers(self, start: Cursor) -> MarkerReader:
         """Return a new reader that finds the markers in the log. `start` is the cursor at which the log begins."""
-        return MarkerReader(NONCE, 1000, start)
+        return MarkerReader(NONCE, 1000, start, len(self.action.services))
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogItem, None]:
         """Yield the log from its beginning, whatever `cursor` is. The first call starts the simulated commands."""

@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from agent.cluster.packaging import LOG_FOLDER
 from agent.domain.json import Object
 from tests.fakes.answers import failed
 from tests.fakes.api import PODS, FakeApi
+from tests.fakes.warm_helper import Step, WarmHelper, no_step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+BOTH = ("helper", "action")
+STARTED = "2026-11-24T08:00:00Z"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 
 
@@ -26,6 +30,9 @@ class SharedApi(FakeApi):
     """A fake API server that several agents share. `leases` holds the Leases by name."""
 
     leases: dict[str, Object] = field(default_factory=dict)
+    # The helpers of warm pods by the name of the pod.
+    warm: dict[str, WarmHelper] = field(default_factory=dict)
+    warm_step: Step = no_step
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,6 +53,24 @@ class SharedApi(FakeApi):
         if stale(pod, body):
             return failed(409, "the object has been modified")
         return web.json_response(await self.put(merged(pod, body)))
+
+    async def on_exec(self, request: web.Request) -> web.StreamResponse:
+        """Answer an exec. The errand that delivers orders speaks with the pod's WarmHelper."""
+        name = request.match_info["name"]
+        if request.query.getall("command")[-1] != LOG_FOLDER:
+            return await super().on_exec(request)
+        if name not in self.pods:
+            return failed(404, f'pods "{name}" not found')
+        return await self.warm_helper(name).serve(request)
+
+    def warm_helper(self, name: str) -> WarmHelper:
+        """Return the helper of a warm pod."""
+        return self.warm.setdefault(name, WarmHelper(name, self.warm_step))
+
+    async def run_idle(self, name: str) -> None:
+        """Start both containers of a warm pod."""
+        states = [{"name": each, "started": True, "state": {"running": {"startedAt": STARTED}}} for each in BOTH]
+        await self.status(name, phase="Running", startTime=STARTED, containerStatuses=states)
 
     async def on_list_leases(self, request: web.Request) -> web.StreamResponse:
         if request.query.get("watch") == "true":

@@ -17,8 +17,8 @@ from structlog.testing import capture_logs
 from tenacity import wait_random_exponential
 
 from agent.cluster.api.client import Client
+from agent.cluster.capabilities import ClusterFacts
 from agent.cluster.environment.backend import PodBackend
-from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.ownership.adoption import AdoptionTimings
 from agent.cluster.pod.labels import pod_name

@@ -14,6 +14,7 @@ import random
 import signal
 from typing import TYPE_CHECKING
 
+from agent.cluster.pod.labels import AGENT, WARM
 from agent.domain.errors import Stage
 from agent.domain.events import CommandFinished, Finished, StageChanged
 from agent.domain.json import Object
@@ -48,9 +49,15 @@ actions:
     secrets: [TOKEN]
     repo: {url: "https://example.org/r.git"}
 """
+# An action with a repository gets no warm pod.
+REPOSITORY = """    repo: {url: "https://example.org/r.git"}
+"""
 LINES = [f"line {number} of the log\n".encode() for number in range(1, 41)]
 SCRIPT: list[bytes | str] = ["s:1", *LINES[:25], "f:1:0", "s:2", *LINES[25:], "f:2:0", "l:0:0"]
 FILES = {"built": random.Random(7).randbytes(600_000), "small": b"small\n"}
+NOTICE = b"the former agent was lost before the first command; the pod is re-created\n"
+# Steps at which the agent has claimed a warm pod, and the commands have not begun.
+NOT_BEGUN = ("pod claimed", "order stored", "go arrived")
 # Steps at which the agent is killed before a pod exists. Then no other agent can adopt the session.
 BEFORE_ANY_POD = ("received", "accepted")
 
@@ -59,10 +66,11 @@ class CrashCase:
     """One case. The first agent is killed at the step `step` of the action.
 
     `column` names the agent that continues: the "same" replica after a restart, an "other" replica, or a replica that
-    starts "later".
+    starts "later". If `warm` is true, the agents keep warm pods, and the action begins in one.
     """
 
-    def __init__(self, folder: Path, processes: AgentProcesses, step: str, column: str) -> None:
+    def __init__(self, folder: Path, processes: AgentProcesses, step: str, column: str, *, warm: bool = False) -> None:
+        self.warm = warm
         self.folder = folder
         self.processes = processes
         self.step = step
@@ -99,7 +107,8 @@ class CrashCase:
         """
         self.listen(scheduler)
         first = await self.agent(scheduler, "replica-a")
-        await scheduler.dispatcher.submit(RUN, parser.parse(TEXT, "p.yaml"), SECRETS)
+        text = TEXT.replace(REPOSITORY, "") if self.warm else TEXT
+        await scheduler.dispatcher.submit(RUN, parser.parse(text, "p.yaml"), SECRETS)
         await self.points.reached.wait()
         if self.column == "other":
             await self.agent(scheduler, "replica-b")
@@ -171,7 +180,9 @@ class CrashCase:
         child = await self.processes.start(self.folder / f"agent-{number}.log", "serve", "--config", str(config))
         self.agents.append(child)
         while not any(
-            stream.health is not None and stream.health.status is Readiness.READY
+            stream.health is not None
+            and stream.health.status is Readiness.READY
+            and bool(stream.health.warm) is self.warm
             for stream in streams.values()
             if stream.pod == pod and stream.agent_id not in before
         ):
@@ -203,6 +214,7 @@ class CrashCase:
                 "sweep_interval": "0.5s",
             },
             "http": {"host": "127.0.0.1", "port": 0},
+            "warm": {"pools": [{"image": "alpine"}] if self.warm else []},
             "logging": {"format": "json"},
         }
 
@@ -212,12 +224,18 @@ class CrashCase:
         Also check that nothing is left in the cluster. Return the number of the attempt.
         """
         assert await outcomes(scheduler) == ["succeeded"]
+        alive = {stream.agent_id for stream in scheduler.dispatcher.agents.streams.values()}
         await self.cluster.until(
-            "every pod and Secret is deleted", lambda: not self.cluster.pods and not self.cluster.secrets, LONG
+            "every pod and Secret is deleted", lambda: not self.left(alive) and not self.cluster.secrets, LONG
         )
         last = self.agents[-1]
         assert await last.end(signal.SIGTERM) == 0, last.log
+        await self.cluster.until("every warm pod is deleted", lambda: not self.cluster.pods, LONG)
         stored = (self.folder / RUN / "a.log").read_bytes()
+        # If no command had run, the adopting agent begins the action in another pod, and the log contains this notice.
+        if self.warm and self.column != "later" and self.step in NOT_BEGUN:
+            assert stored.startswith(NOTICE), f"the log is {stored!r}"
+            stored = stored.removeprefix(NOTICE)
         assert stored == b"".join(LINES), f"the log is {stored!r}"
         files = {path.name: path.read_bytes() for path in (self.folder / RUN / "a").iterdir()}
         assert sums(files) == sums(FILES)
@@ -228,9 +246,15 @@ class CrashCase:
             assert "Traceback" not in agent.log, agent.log
             assert [name for name, value in SECRETS.items() if value in agent.log] == []
         attempt = scheduler.registry.get(RUN).records["a"].state.attempt
+        assert len(self.cluster.runs_of_commands) <= attempt, "the commands ran twice in one attempt"
         if self.column != "later" and self.step not in BEFORE_ANY_POD:
             assert attempt == 1, "the action was begun again although its pod was there"
         return attempt
+
+    def left(self, alive: set[str]) -> list[str]:
+        """Return the names of all pods but the warm pods of living agents."""
+        labels = {name: pod["metadata"]["labels"] for name, pod in self.cluster.pods.items()}
+        return [name for name, each in labels.items() if not (WARM in each and each[AGENT] in alive)]
 
 
 async def outcomes(scheduler: Scheduler, run: str = RUN) -> list[str]:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from agent.cluster.in_pod.packaging import LOG_FOLDER, SNAPSHOT
 from agent.cluster.in_pod.workspace import take_snapshot
-from agent.cluster.pod.labels import SESSION
+from agent.cluster.packaging import LOG_FOLDER, SNAPSHOT
+from agent.cluster.pod.labels import SESSION, WARM
 from agent.domain.json import Object
 from tests.fakes.shared_api import SharedApi
+from tests.fakes.warm_helper import Torn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -70,6 +71,9 @@ class Cluster(SharedApi):
         self.commands = sum(1 for each in script if isinstance(each, str) and each.startswith("s:"))
         # A kubelet reports the final phase of a deleted pod about a second before it removes the pod.
         self.slow_removal = points.held == FINAL_PHASE
+        self.warm_step = self.at_warm_step
+        # The name of the pod of each run of the commands.
+        self.runs_of_commands: list[str] = []
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         super().add_routes(router)
@@ -92,6 +96,20 @@ class Cluster(SharedApi):
             self.runs_of_pods[name] = asyncio.create_task(self.run_pod(name), name=f"run of {name}")
         await self.points.at("pod created")
         return answer
+
+    async def on_patch_pod(self, request: web.Request) -> web.Response:
+        """Patch a pod. The claim of a warm pod may wait at a point after it was applied."""
+        claims = WARM in (await request.json())["metadata"].get("labels", {})
+        answer = await super().on_patch_pod(request)
+        if claims and await self.points.at("pod claimed"):
+            return web.Response(status=503)
+        return answer
+
+    async def at_warm_step(self, name: str, step: str) -> None:
+        """Wait at a point of a delivery. If the test has killed the agent meanwhile, the exec is broken."""
+        await self.notify()
+        if await self.points.at(step):
+            raise Torn
 
     async def on_secret(self, request: web.Request) -> web.Response:
         answer = await super().on_secret(request)
@@ -122,7 +140,7 @@ class Cluster(SharedApi):
 
         The program reads the simulated workspace of the pod.
         """
-        if request.query.getall("command")[-3:-2] == [LOG_FOLDER]:
+        if LOG_FOLDER in request.query.getall("command"):
             return await super().on_exec(request)
         socket, process = await self.start_collector(request)
         data, _ = await process.communicate()
@@ -175,6 +193,9 @@ class Cluster(SharedApi):
 
     async def run_pod(self, name: str) -> None:
         """Simulate the run of a pod from its scheduling to its end."""
+        if WARM in self.pods[name]["metadata"]["labels"]:
+            await self.run_warm_pod(name)
+            return
         session = json.loads(self.pods[name]["metadata"]["annotations"][SESSION])
         await self.change_status(name, conditions=[{"type": "PodScheduled", "status": "True"}])
         await self.points.at("scheduled")
@@ -184,18 +205,35 @@ class Cluster(SharedApi):
         clone = {"name": "repository", "state": {"running": {"startedAt": now()}}}
         await self.change_status(name, initContainerStatuses=[clone])
         await self.points.at("cloning")
-        self.workspace(name).mkdir()
-        (self.workspace(name) / "cloned").write_text("not one of the action's own files")
-        take_snapshot(str(self.workspace(name)), str(self.folder / f"{name}.snapshot"))
+        self.make_workspace(name)
         cloned = {"name": "repository", "state": {"terminated": {"exitCode": 0, "finishedAt": now()}}}
         await self.begin_log(name)
         both = [running("action"), running("helper")]
         await self.change_status(name, phase="Running", initContainerStatuses=[cloned], containerStatuses=both)
         await self.points.at("running")
-        await self.write(name, session["nonce"])
+        await self.run_commands(name, session["nonce"])
+
+    async def run_warm_pod(self, name: str) -> None:
+        """Simulate a warm pod: it waits for an order, and then runs the commands."""
+        self.make_workspace(name)
+        await self.run_idle(name)
+        helper = self.warm_helper(name)
+        await self.wait_for(lambda: bool(helper.orders))
+        await self.begin_log(name)
+        await self.run_commands(name, helper.orders[0]["nonce"])
+
+    def make_workspace(self, name: str) -> None:
+        self.workspace(name).mkdir()
+        (self.workspace(name) / "cloned").write_text("not one of the action's own files")
+        take_snapshot(str(self.workspace(name)), str(self.folder / f"{name}.snapshot"))
+
+    async def run_commands(self, name: str, nonce: str) -> None:
+        """Simulate the commands of a pod, from the first marker to the end of container `action`."""
+        self.runs_of_commands.append(name)
+        await self.write(name, nonce)
         for path, data in self.files.items():
             (self.workspace(name) / path).write_bytes(data)
-        message = f"sealci {session['nonce']} completed {self.commands}\nsealci {session['nonce']} end 0\n"
+        message = f"sealci {nonce} completed {self.commands}\nsealci {nonce} end 0\n"
         terminated = {"exitCode": 0, "reason": "Completed", "message": message, "finishedAt": now()}
         ended = {"name": "action", "state": {"terminated": terminated}}
         await self.change_status(name, containerStatuses=[ended, running("helper")])
@@ -217,6 +255,10 @@ class Cluster(SharedApi):
                 await self.points.at("mid-line")
                 text, waits = text[half:], b""
             waits += text
+            if number == 0 and self.points.held == "first marker":
+                await self.put_log(name, waits)
+                await self.points.at("first marker")
+                waits = b""
             if self.pace is not None or len(waits) > AT_ONCE or number == len(self.script) - 1:
                 await self.put_log(name, waits)
                 waits = b""

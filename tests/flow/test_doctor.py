@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from agent.console.check_report import report
+from agent.console.reports.check_report import report
 from agent.domain.check_result import Finding, Verdict, failed, ok, skipped, warning
 from agent.protocol.wire import agent_pb2 as wire
 from agent.scheduler.stream import checks

@@ -18,10 +18,10 @@ from agent.app.serve import first_error
 from agent.cli.main import main
 from agent.cli.run_agent import serve_until_set
 from agent.cli.run_pipeline import RunOptions, run_pipeline
-from agent.console import report_files
 from agent.console.follower import Follower, Interruptions
 from agent.console.line_view import LineView
-from agent.console.run_report import ExitCode
+from agent.console.reports import report_files
+from agent.console.reports.run_report import ExitCode
 from agent.local_scheduler.dispatcher import Dispatcher
 from agent.local_scheduler.storage.store import Store
 from agent.pipeline import parser

@@ -47,6 +47,7 @@ def parts(path: bytes, content: bytes, *, name: bytes = b"") -> list[FilePart | 
 
 WHEEL, SCRIPT = stored(b"a.whl", CONTENT), stored(b"run\xff", b"#!", 0o755)
 INPUTS = (Input("build", "wheels", (WHEEL,)), Input("lint", "", (), optional=True), Input("tools", "", (SCRIPT,)))
+WHOLE = Action(Key("a", 1, 2), "alpine", ("one", "two"), inputs=INPUTS)
 
 
 @pytest.fixture
@@ -158,8 +159,8 @@ async def test_a_pod_that_is_lost_during_the_copy_is_re_created(rig: Rig) -> Non
 @pytest.mark.parametrize(
     ("resume", "copies"),
     [
-        (Resume(Key("a", 1, 2), 3, stage=Stage.SETUP, inputs=INPUTS), 1),
-        (Resume(Key("a", 1, 2), 4, stage=Stage.COMMANDS, inputs=INPUTS), 0),
+        (Resume(Key("a", 1, 2), 3, stage=Stage.SETUP, action=WHOLE), 1),
+        (Resume(Key("a", 1, 2), 4, stage=Stage.COMMANDS, action=WHOLE), 0),
         (Resume(Key("a", 1, 2), 5, stage=Stage.COMMANDS, command=1), 0),
     ],
 )
@@ -278,7 +279,10 @@ async def test_the_scheduler_selects_and_sends_the_files_of_a_needed_action(tmp_
             ) as other:
                 resume = await other.take("resume")
                 assert isinstance(resume, wire.Resume)
-                assert len(translate.resume(resume).inputs) == (0 if command else 3)
+                whole = translate.resume(resume).action
+                assert whole is not None
+                assert len(whole.inputs) == 3
+                assert translate.resume(resume).command == command
                 if not command:
                     await other.live(wire.Action(action_id=key.action_id, attempt=1, claim=claim), started())
 

@@ -12,7 +12,7 @@ import pytest
 
 from agent.cli.run_pipeline import RunOptions, Timeouts, run_pipeline
 from agent.console.follower import Interruptions
-from agent.console.run_report import ExitCode
+from agent.console.reports.run_report import ExitCode
 from agent.domain.errors import AgentError, Reason, Stage
 from agent.domain.events import ArtifactSummary, Finished
 from agent.domain.outcome import Outcome, Result

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from agent.cli.submit import Target, Unreachable, cancel_pipeline, list_pipelines, submit
-from agent.console.run_report import ExitCode, Report
+from agent.console.reports.run_report import ExitCode, Report
 from agent.domain.actions import Key
 from agent.domain.errors import Reason, Rejection, Stage
 from agent.domain.events import Accepted, ArtifactSummary, Finished, LogChunk, Rejected, StageChanged
@@ -272,6 +272,9 @@ async def test_the_owner_of_an_older_claim_is_fenced(tmp_path: Path) -> None:
             resume = await adopting.take("resume")
             assert isinstance(resume, wire.Resume)
             assert (resume.seq, resume.claim, dict(resume.secrets)) == (1, 2, {"TOKEN": "s3cret"})
+            # The adopting agent may have to begin the action.
+            assert (resume.action.claim, resume.action.commands) == (2, action.commands)
+            assert resume.action.secrets == resume.secrets
             await frozen.event(key, LogChunk(b"stale\n"))
             discard = await frozen.take("discard")
             assert isinstance(discard, wire.Discard)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.console.run_report import ExitCode
+from agent.console.reports.run_report import ExitCode
 from agent.domain.artifacts import Input
 from agent.domain.errors import Reason, Stage
 from agent.domain.outcome import Outcome, Result

@@ -15,6 +15,7 @@ from agent.domain.errors import ActionFailed, ClusterError, Reason, Rejection, S
 from agent.domain.events import Accepted, LogChunk, Rejected, Source, StageChanged
 from agent.domain.observations import Collected, Exited, LogGap, LogLost, Lost, Running, SetupFailed, Waiting
 from agent.domain.outcome import Result
+from agent.domain.session_state import Resume
 from agent.execution.registry import SessionRegistry
 from agent.execution.timings import SessionTimings
 from agent.settings import Settings
@@ -641,3 +642,43 @@ async def test_a_cancel_ends_the_upload_and_the_hold(rig: Rig, step: str) -> Non
         sessions.cancel(("a", 1), Cancel())
     outcome = rig.sink["a"].outcome
     assert outcome.result is (Result.CANCELLED if step == "upload_workspace" else Result.FAILED)
+
+
+# ---- adopted sessions that no command has begun
+
+
+@pytest.mark.parametrize("sent_again", [True, False])
+async def test_an_adopted_action_that_has_not_begun_begins_only_if_the_scheduler_sends_it(
+    rig: Rig, *, sent_again: bool
+) -> None:
+    rig.backend.script = lambda _: Script(begun=False)
+    key = Key("a", 1, 2)
+    async with rig.open() as sessions:
+        environment = rig.backend.environment(Action(key, "", ("", ""), traceparent="trace"))
+        rig.backend.alive.add(environment.name)
+        assert sessions.adopt(environment.action, environment)
+        # The scheduler may name the claim of the former agent in the action.
+        whole = action(secrets={"TOKEN": "hunter2-hunter2"}) if sent_again else None
+        sessions.resume(Resume(key, seq=2, stage=SETUP, action=whole))
+    outcome = rig.sink["a"].outcome
+    if not sent_again:
+        assert (outcome.stage, outcome.reason) == (SETUP, Reason.INTERNAL)
+        assert "create" not in environment.steps
+        return
+    assert outcome.result is Result.SUCCEEDED
+    assert environment.steps[:3] == ["take over", "begin again", "create"]
+    assert (environment.action.key, environment.action.traceparent) == (key, "trace")
+    assert environment.action.commands == ("one", "two")
+    assert rig.sink["a"].log.startswith(b"the former agent was lost before the first command")
+
+
+async def test_an_adopted_action_that_has_not_begun_and_is_cancelled_never_begins(rig: Rig) -> None:
+    rig.backend.script = lambda _: Script(begun=False)
+    key = Key("a", 1, 2)
+    async with rig.open() as sessions:
+        environment = rig.backend.environment(Action(key, "", ("", "")))
+        rig.backend.alive.add(environment.name)
+        assert sessions.adopt(environment.action, environment)
+        sessions.resume(Resume(key, seq=2, stage=SETUP, action=action(), cancel=Cancel()))
+    assert rig.sink["a"].outcome.result is Result.CANCELLED
+    assert "create" not in environment.steps

@@ -24,11 +24,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent import settings
 from agent.app import serve
 from agent.cli import main
-from agent.cluster.in_pod import packaging
+from agent.cluster import packaging
+from agent.cluster.pod import action_order, manifest
 from agent.cluster.pod import labels as labels_module
-from agent.cluster.pod import manifest
 from agent.cluster.supervisor import command as command_module
-from agent.console import run_report
+from agent.console.reports import run_report
 from agent.domain import actions, check_result, errors, events, observations, outcome, session_state
 from agent.domain.json import Object
 from agent.pipeline.wire import local_pb2
@@ -199,7 +199,7 @@ def test_manifests() -> None:
             without_program(manifest.pod(PLAN, defaults)),
             without_program(manifest.pod(PLAN, restricted)),
             without_program(manifest.pod(BARE, defaults)),
-            manifest.secret(PLAN, defaults, "pod-uid"),
+            action_order.secret(PLAN, defaults, "pod-uid"),
             {"command that interrupts the commands": command_module.interrupt(10.0)},
             {"supervisor": command_module.SUPERVISOR, "setup": command_module.SETUP},
         ),

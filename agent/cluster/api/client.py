@@ -25,7 +25,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 
 from agent.cluster.api.configuration import load_configuration
 from agent.cluster.api.errors import failure
-from agent.cluster.api.rate_limit import METRIC_LABELS, TokenBucket, priority_of
+from agent.cluster.api.rate_limit import METRIC_LABELS, Priority, TokenBucket, priority_of
 from agent.cluster.api.timings import ApiTimings
 from agent.cluster.api.workarounds import session_of, shrink_tls_buffers
 from agent.domain.errors import ClusterError
@@ -96,6 +96,7 @@ class Client:
         body: Object | None = None,
         query: Mapping[str, str] | None = None,
         patch: str = MERGE_PATCH,
+        priority: Priority | None = None,
     ) -> Object:
         """Make one request and return its JSON.
 
@@ -104,12 +105,15 @@ class Client:
             resource: as in RBAC: "pods", "pods/log" ...
             path: the path of the URL.
             patch: the content type of the body if the verb is patch.
+            priority: the place in the queue of the rate limit. None for the usual place of this verb and resource.
 
         Raises:
             ClusterError: the answer is not 2xx, or no whole answer came in time.
         """
         timeout = aiohttp.ClientTimeout(total=self.settings.request_timeout)
-        async with self.stream(verb, resource, path, body=body, query=query, timeout=timeout, patch=patch) as response:
+        async with self.stream(
+            verb, resource, path, body=body, query=query, timeout=timeout, patch=patch, priority=priority
+        ) as response:
             try:
                 answer = json.loads(await response.read())
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
@@ -129,6 +133,7 @@ class Client:
         query: Mapping[str, str] | None = None,
         timeout: aiohttp.ClientTimeout,
         patch: str = MERGE_PATCH,
+        priority: Priority | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Make one request and yield its unread response.
 
@@ -138,7 +143,7 @@ class Client:
             ClusterError: the answer is not 2xx, or no response headers came. The caller handles errors while it reads
             the body.
         """
-        await self.acquire_slot(verb, resource)
+        await self.acquire_slot(verb, resource, priority)
         began, code = time.monotonic(), "error"
         try:
             response = await self.send(METHODS[verb], path, body, query, timeout, patch)
@@ -157,10 +162,10 @@ class Client:
                 raise failure(verb, resource, response.status, response.headers, await text_of(response))
             yield response
 
-    async def acquire_slot(self, verb: str, resource: str) -> None:
+    async def acquire_slot(self, verb: str, resource: str, priority: Priority | None = None) -> None:
         """Wait until the client-side rate limit admits the request."""
         began = time.monotonic()
-        priority = priority_of(verb, resource)
+        priority = priority_of(verb, resource) if priority is None else priority
         await self.bucket.acquire(priority)
         self.metrics.request_wait.labels(METRIC_LABELS[priority]).observe(time.monotonic() - began)
 

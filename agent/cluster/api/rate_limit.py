@@ -19,16 +19,20 @@ WHOLE = 1 - 1e-9
 
 
 class Priority(IntEnum):
-    """The order in which requests are served: the agent's own Lease first, then running sessions, then new pods."""
+    """The order in which requests are served: the agent's own Lease first, then running sessions, then new pods.
+
+    Warm pods that no action waits for come last.
+    """
 
     ALIVE = 0
     RUNNING = 1
     NEW = 2
+    REFILL = 3
 
 
 # The values of the metric's label `rank`. The values are older than the members' names and do not change, because
 # dashboards use them.
-METRIC_LABELS = {Priority.ALIVE: "alive", Priority.RUNNING: "going", Priority.NEW: "new"}
+METRIC_LABELS = {Priority.ALIVE: "alive", Priority.RUNNING: "going", Priority.NEW: "new", Priority.REFILL: "refill"}
 
 
 def priority_of(verb: str, resource: str) -> Priority:

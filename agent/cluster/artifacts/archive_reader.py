@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.cluster.artifacts.tar_header import Header
+    from agent.settings import ArtifactSettings
 
 BLOCK = 512
 MAX_PAX = 8 * 1024
@@ -44,6 +45,10 @@ class ArchiveLimits:
     file_bytes: int
     total_bytes: int
     seconds: float
+
+    @classmethod
+    def of(cls, settings: ArtifactSettings, seconds: float) -> ArchiveLimits:
+        return cls(settings.max_files, settings.max_file_size, settings.max_total_size, seconds)
 
 
 class ArchiveEnd(Enum):

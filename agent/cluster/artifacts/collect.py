@@ -15,12 +15,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from agent.cluster import packaging
 from agent.cluster.api.exec import ExecError
 from agent.cluster.artifacts.archive_manifest import ArchiveManifest
 from agent.cluster.artifacts.archive_reader import ArchiveEnd, ArchiveReader
 from agent.cluster.artifacts.tar_header import ArchiveError
-from agent.cluster.in_pod import packaging
-from agent.cluster.in_pod.packaging import SNAPSHOT
+from agent.cluster.packaging import SNAPSHOT
 from agent.domain.errors import ClusterError
 from agent.domain.events import ArtifactSummary
 from agent.domain.observations import Collected

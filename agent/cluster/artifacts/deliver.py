@@ -12,8 +12,8 @@ import json
 from typing import TYPE_CHECKING
 
 from agent.aio import cancelled_on_exit, first_of
+from agent.cluster import packaging
 from agent.cluster.api.exec import ExecError
-from agent.cluster.in_pod import packaging
 from agent.domain.artifacts import InputFile
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 from agent.domain.json import Object
@@ -37,13 +37,17 @@ REASONS = {
 }
 
 
-def deliver_command(workspace: str, go: str, *, snapshot: bool) -> list[str]:
+def deliver_command(workspace: str, go: str, *, snapshot: bool, gated: bool = False) -> list[str]:
     """Return the command that writes the files and then starts the commands through the FIFO `go`.
 
-    `snapshot`: the program takes the snapshot of the workspace before it starts the commands.
+    `snapshot`: the program takes the snapshot of the workspace before it starts the commands. `gated`: container
+    `helper` does both, when the services of the action are ready too.
     """
-    path = packaging.SNAPSHOT if snapshot else ""
-    return [*packaging.receive_inputs_program(), workspace, path, go, packaging.LOG_FOLDER]
+    if gated:
+        path, fifo, word = "", packaging.GATE, "tree"
+    else:
+        path, fifo, word = packaging.SNAPSHOT if snapshot else "", go, "run"
+    return [*packaging.receive_inputs_program(), workspace, path, fifo, packaging.LOG_FOLDER, word]
 
 
 async def deliver(stream: ExecStream, items: AsyncIterator[InputFile | FileData], ca: str = "") -> None:

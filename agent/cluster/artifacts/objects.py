@@ -12,11 +12,11 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+from agent.cluster import packaging
 from agent.cluster.api.exec import ExecError
 from agent.cluster.artifacts.archive_manifest import ManifestReader
 from agent.cluster.artifacts.collect import CollectionBroken, refusal
 from agent.cluster.artifacts.tar_header import ArchiveError, checked_name
-from agent.cluster.in_pod import packaging
 from agent.domain.artifacts import FileEnd, FileStart, StoredObject
 from agent.domain.events import ArtifactSummary
 from agent.domain.observations import Collected

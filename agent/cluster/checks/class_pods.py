@@ -8,8 +8,8 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
-from agent.cluster.environment.requests import STRICT
 from agent.cluster.pod import manifest
+from agent.cluster.requests import STRICT
 from agent.domain.actions import Action, Key
 from agent.domain.check_result import Finding, failed, ok, warning
 from agent.domain.errors import ClusterError

@@ -14,8 +14,9 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from agent.aio import cancel_and_wait
+from agent.cluster.capabilities import ClusterFacts, learn_facts
+from agent.cluster.checks import warm_pod
 from agent.cluster.environment.backend import PodBackend
-from agent.cluster.environment.capabilities import ClusterFacts, learn_facts
 from agent.cluster.environment.watch import PodWatch
 from agent.domain.actions import Action, ArtifactRules, Key, Resources, When
 from agent.domain.check_result import Finding, failed, ok, skipped, warning
@@ -100,6 +101,8 @@ async def examine(client: Client, settings: Settings, image: str, seconds: float
             began = time.monotonic()
             await environment.remove()
         yield await check_deletion(environment, client, time.monotonic() - began)
+        if settings.warm.enabled:
+            yield await warm_pod.examine(client, settings, watch, facts, probe_action(f"{pool}-warm", image), seconds)
     except TimeoutError:
         yield failed(
             POD_RUNS,

@@ -19,13 +19,14 @@ from agent.cluster.pod import manifest, session_annotation
 from agent.cluster.pod.labels import pod_name
 from agent.cluster.pod.recreate import secret_of_older_agent
 from agent.cluster.pod.setup_status import SetupLimits
+from agent.cluster.warm.warm_pods import WarmPods
 from agent.domain.json import Object
 from agent.objects.store import ObjectStore
 from agent.settings import settings_of_class
 
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
-    from agent.cluster.environment.capabilities import ClusterFacts
+    from agent.cluster.capabilities import ClusterFacts
     from agent.cluster.environment.debugging import DebugOptions
     from agent.cluster.environment.registry import OwnedEnvironment
     from agent.cluster.environment.watch import PodWatch
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from agent.settings import Settings
 
 TIMINGS = EnvironmentTimings()
+# Number of logs of services that the agent follows at once. Each needs a connection to the API server.
+MAX_LIVE_LOGS = 100
 
 
 class PodBackend:
@@ -57,6 +60,8 @@ class PodBackend:
         self.facts = facts
         self.debug = debug
         self.registry = EnvironmentRegistry(self.metrics)
+        # A person who starts `run` waits for one pipeline only.
+        self.warm = WarmPods(settings, client, watch, self.plan, lambda: facts.complete, enabled=debug is None)
         policy = settings.policy
         self.context = Context(
             settings=settings,
@@ -68,9 +73,12 @@ class PodBackend:
                 registry_grace=policy.registry_grace,
                 start=policy.pull_timeout,
                 clone=policy.clone_timeout,
+                services=settings.services.timeout,
             ),
             copies=asyncio.Semaphore(settings.artifacts.parallel),
+            live_logs=asyncio.Semaphore(MAX_LIVE_LOGS),
             nudges=NudgeSwitch(client, lambda: settings.environment.nudge_kubelet and facts.nudges, watch.watched_pods),
+            warm=self.warm,
             debug=debug,
             objects=ObjectStore(settings.objects) if settings.objects.issuer == "agent" else None,
             timings=timings,
@@ -100,8 +108,9 @@ class PodBackend:
         return self.context if found is None else found
 
     def environment(self, action: Action) -> PodEnvironment:
-        """Return a new environment for the attempt that `action` describes. Its pod does not exist yet."""
-        return PodEnvironment(self.context_of(action), self.registry, self.plan(action, secrets.token_hex(16)))
+        """Return a new environment for the attempt that `action` describes. Its pod does not exist yet, or is warm."""
+        plan = self.plan(action, secrets.token_hex(16))
+        return PodEnvironment(self.context_of(action), self.registry, plan, reserved=self.warm.reserve(plan))
 
     def environment_of(self, pod: Object) -> PodEnvironment:
         """Return the environment of a pod that this agent has just claimed.
@@ -111,7 +120,8 @@ class PodBackend:
         """
         action, nonce = session_annotation.read(pod)
         log_key = session_annotation.log_key_of(pod)
-        plan = replace(self.plan(action, nonce), existing_secret=secret_of_older_agent(pod), log_key=log_key)
+        existing = {"name": pod["metadata"]["name"], "existing_secret": secret_of_older_agent(pod)}
+        plan = replace(self.plan(action, nonce), **existing, log_key=log_key)
         environment = PodEnvironment(self.context_of(action), self.registry, plan, adopted=pod)
         self.registry.take_back(nonce)
         # The pod in the answer to the claim is newer than the pod that the watch has.

@@ -9,10 +9,14 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from agent.cluster.logs.source import LogState
-from agent.cluster.pod.fields import container_status, helper_status
+from agent.cluster.pod.fields import container_status, helper_status, parse_timestamp
 from agent.cluster.pod.manifest import ACTION
+from agent.cluster.pod.session_annotation import claimed_at_of
+from agent.cluster.warm.shape import is_idle
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from agent.cluster.environment.watch import PodState
     from agent.domain.json import Object
 
@@ -35,6 +39,17 @@ class PodContainers:
         if helper != "running":
             return LogState.WAITING
         return LogState.ENDING if action == "terminated" else LogState.OPEN
+
+    @property
+    def running_since(self) -> datetime | None:
+        """Return since when container `action` has run for the action. None before its start and after its end."""
+        pod = self.pod_state.pod
+        if pod is None or is_idle(pod):
+            return None
+        status = container_status(pod.get("status", {}), ACTION) or {}
+        started = parse_timestamp(status.get("state", {}).get("running", {}).get("startedAt"))
+        # The container of a warm pod has run before it got its action.
+        return started and (claimed_at_of(pod) or started)
 
     @property
     def may_have_run(self) -> bool:

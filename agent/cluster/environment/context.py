@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from agent.cluster.environment.debugging import DebugOptions
     from agent.cluster.environment.watch import PodWatch
     from agent.cluster.pod.setup_status import SetupLimits
+    from agent.cluster.warm.warm_pods import WarmPods
     from agent.objects.store import ObjectStore
     from agent.settings import Settings
 
@@ -42,7 +43,8 @@ class EnvironmentTimings:
 class Context:
     """What all environments of an agent share. Owned by the backend.
 
-    `limits` bounds each part of a set-up. `copies` bounds how many environments copy files out at the same time.
+    `limits` bounds each part of a set-up. `copies` bounds how many environments copy files out at the same time, and
+    `live_logs` how many logs of services are followed.
     """
 
     settings: Settings
@@ -50,7 +52,9 @@ class Context:
     watch: PodWatch
     limits: SetupLimits
     copies: asyncio.Semaphore
+    live_logs: asyncio.Semaphore
     nudges: NudgeSwitch
+    warm: WarmPods
     debug: DebugOptions | None
     objects: ObjectStore | None
     timings: EnvironmentTimings

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.aio import cancelled_on_exit
+from agent.cluster import packaging
 from agent.cluster.api.exec import ExecStream
 from agent.cluster.environment import shell as shell_module
-from agent.cluster.in_pod import packaging
 from agent.cluster.pod.fields import container_status, is_running
 from agent.cluster.pod.manifest import GO
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
@@ -56,12 +56,14 @@ class DebugOptions:
         workspace: str,
         notify: Callable[[str], Awaitable[None]],
         *,
-        start: bool = True,
+        gated: bool,
+        inputs: bool,
     ) -> None:
         """Extract the tar file `self.tree` into the folder `workspace` of container `target`.
 
-        With `start`, the supervisor starts the commands when the upload is complete. `notify` is called before the
-        upload, with a sentence that states the size of the tree.
+        The supervisor starts the commands when the upload is complete and, if `gated`, all services are ready. If the
+        action has `inputs`, their copy is complete before that too. `notify` is called before the upload, with a
+        sentence that states the size of the tree.
 
         Raises:
             ActionFailed: the upload failed.
@@ -70,7 +72,8 @@ class DebugOptions:
             return
         tree, size = self.tree, self.tree.stat().st_size
         await notify(f"copying the working tree, {size / 1e6:.1f} MB")
-        argv = [*packaging.receive_tree_program(), workspace, packaging.SNAPSHOT, GO if start else "", str(size)]
+        start = ("", "") if inputs else ("", packaging.GATE) if gated else (packaging.SNAPSHOT, GO)
+        argv = [*packaging.receive_tree_program(), workspace, *start, str(size)]
         stream = ExecStream(client, target, argv, seconds=UPLOAD_SECONDS, stdin=True)
         try:
             async with stream:

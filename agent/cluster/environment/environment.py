@@ -17,16 +17,17 @@ import structlog
 from agent.cluster.api import exec as execs
 from agent.cluster.api.container_ref import ContainerRef
 from agent.cluster.ending.pod_ending import PodEnding
-from agent.cluster.environment import failure_report
+from agent.cluster.environment import creation, failure_report
 from agent.cluster.environment.containers import PodContainers
-from agent.cluster.environment.requests import create_fitting_pod, create_secret, delete_pod, find_own_uid
+from agent.cluster.environment.services import PodServices
 from agent.cluster.environment.transfers import FileTransfers
+from agent.cluster.environment.warm_start import WarmStart
 from agent.cluster.logs import follower
 from agent.cluster.logs.source import Timings
 from agent.cluster.pod import manifest, recreate
-from agent.cluster.pod.fields import clone_notice, container_status, parse_timestamp
+from agent.cluster.pod.action_order import restricted_user
+from agent.cluster.pod.fields import clone_notice
 from agent.cluster.pod.setup_status import Expectations, FirstSeen
-from agent.cluster.pod.setup_timing import SetupTiming
 from agent.cluster.pod.status import classify
 from agent.cluster.supervisor import command
 from agent.cluster.supervisor.markers import MarkerReader
@@ -36,25 +37,39 @@ from agent.domain.observations import FINAL, LogEnd, LogLost, Lost, SetupFailed
 from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from agent.cluster.environment.context import Context
     from agent.cluster.environment.registry import EnvironmentRegistry
+    from agent.cluster.pod.setup_timing import SetupTiming
+    from agent.cluster.warm.pool import WarmPod
+    from agent.domain.actions import Action
     from agent.domain.log_cursor import Cursor
     from agent.domain.observations import LogItem, Observation
     from agent.domain.outcome import Outcome
+    from agent.domain.session_state import Resume
 
 log = structlog.get_logger(__name__)
+
+# Seconds until the agent looks again whether a pod has a node, after a warm pod made room for it.
+CROWDED_RECHECK = 1.0
 
 
 class PodEnvironment(FileTransfers):
     """One pod with its Secret. Owned by one session and lives as long as that session.
 
     `adopted` is a pod that this agent has just claimed. If `adopted` is None, the environment has no pod at first.
+    `reserved` is a warm pod for the action.
     """
 
     def __init__(
-        self, context: Context, registry: EnvironmentRegistry, plan: manifest.Plan, *, adopted: Object | None = None
+        self,
+        context: Context,
+        registry: EnvironmentRegistry,
+        plan: manifest.Plan,
+        *,
+        adopted: Object | None = None,
+        reserved: WarmPod | None = None,
     ) -> None:
         self.context = context
         self.registry = registry
@@ -62,26 +77,34 @@ class PodEnvironment(FileTransfers):
         self.client = context.client
         self.metrics = context.client.metrics
         self.path = f"/api/v1/namespaces/{plan.namespace}/pods"
+        self.adopted = adopted
+        self.warm_start = WarmStart(context, plan, reserved)
+        if reserved:
+            self.plan = replace(plan, name=reserved.name)
         self.uid = adopted["metadata"]["uid"] if adopted else ""
         self.uploaded_uid = ""  # UID of the pod that has received the working tree
         self.creation_requested = adopted is not None
         self.disowned = False
-        self.ending = PodEnding(self.client, context.nudges, plan, lambda: self.pod_state)
-        if adopted:
-            self.ending.begin(adopted)
         self.refusal = ""  # why the agent ends an adopted session and does not continue it, else ""
         # Manifest to re-create an adopted pod. None if this agent created the pod, or if the commands have begun.
         self.recreation_manifest = recreate.recreation_manifest(adopted, context.settings) if adopted else None
         self.own()
+        self.services = PodServices(self)
+        if adopted:
+            self.ending.begin(adopted)
+
+    def own(self) -> None:
+        """Watch the pod and register the environment. `create` calls this method again if `remove` has run before."""
+        plan = self.plan
         self.expectations = Expectations(
             nonce=plan.nonce,
             commands=len(plan.action.commands),
             secret=plan.secret_name,
             wants_files=plan.wants_files,
+            services=plan.action.services,
+            user=restricted_user(self.context.settings),
         )
-
-    def own(self) -> None:
-        """Watch the pod and register the environment. `create` calls this method again if `remove` has run before."""
+        self.ending = PodEnding(self.client, self.context.nudges, plan, lambda: self.pod_state)
         self.pod_state = self.context.watch.watch(self.plan.name)
         self.first_seen = FirstSeen()
         self.setup_timing: SetupTiming | None = None
@@ -99,58 +122,64 @@ class PodEnvironment(FileTransfers):
     # ---- the set-up of the environment
 
     async def create(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
-        """Create the pod, and then its Secret, owned by the pod. `notify` gets each reason to wait, as text for people.
+        """Begin the action in a warm pod, or create the pod and its Secret. `notify` gets each reason to wait, as text.
 
         Raises:
             ActionFailed: the cluster refused the pod or the Secret and a retry cannot help, or the cluster did not
             answer before the pending timeout.
         """
-        settings = self.context.settings
-        body = self.recreation_manifest or manifest.pod(self.plan, settings)
-
-        async def report_wait(why: str) -> None:
-            if notify is not None:
-                await notify(f"waiting for the cluster: {why}")
-
         if not self.registry.owns(self.plan.name):
             self.own()
-        self.creation_requested, self.uid, self.setup_timing = True, "", SetupTiming(time.monotonic())
-        try:
-            pod = await self.client.retry(
-                "create pod",
-                lambda: create_fitting_pod(self.client, self.path, body),
-                seconds=settings.policy.pending_timeout,
-                notify=report_wait,
-            )
-            self.uid = pod["metadata"]["uid"]
-            self.ending.begin(pod)
-            self.context.watch.apply_event("ADDED", pod)
-            if self.plan.action.secrets:
-                await self.create_secret(report_wait)
-        except ClusterError as error:
-            text = f"the environment cannot be created: {error.message}"
-            raise ActionFailed(Stage.SETUP, error.reason, text, log=failure_report.refusal_text(error)) from error
+        self.creation_requested = True
+        self.services.reset()
+        if not await self.warm_start.run(self):
+            await creation.create(self, notify)
 
-    async def create_secret(self, notify: Callable[[str], Awaitable[None]] | None = None) -> None:
-        body = manifest.secret(self.plan, self.context.settings, self.uid)
-        await create_secret(self.client, body, self.context.timings.secret_retry_seconds, notify)
+    def pod_began(self, pod: Object) -> None:
+        """Take over a pod that was created or claimed, as the API server returned it."""
+        self.uid = pod["metadata"]["uid"]
+        self.ending.begin(pod)
+        self.context.watch.apply_event("MODIFIED", pod)
 
-    async def take_over(self, values: Mapping[str, str]) -> None:
+    def use_pod(self, name: str, uid: str) -> None:
+        """Continue with another pod, which has this name and UID. The UID is "" if the pod does not exist yet."""
+        if name != self.plan.name:
+            self.release()
+            self.plan = replace(self.plan, name=name)
+            self.own()
+        self.uid = uid
+
+    async def take_over(self, resume: Resume) -> bool:
         """Store the secret values of an adopted session. Create its Secret if the pod may still wait for the Secret.
 
+        Return False if the commands have not begun, and cannot begin in this pod any more.
+
         Raises:
-            ActionFailed: the Secret cannot be created, or the session is given up.
+            ActionFailed: the Secret cannot be created, the session is given up, or the pod does not answer.
         """
         if self.refusal:
             raise ActionFailed(Stage.COMMANDS, Reason.INTERNAL, self.refusal)
+        values = resume.secrets
         action = replace(self.plan.action, secrets=dict(values))
         self.plan = replace(self.plan, action=action)
         if values and not self.containers.may_have_run:
             try:
-                await self.create_secret()
+                await creation.create_secret(self)
             except ClusterError as error:
                 text = failure_report.refusal_text(error)
                 raise ActionFailed(Stage.SETUP, error.reason, error.message, log=text) from error
+        return self.adopted is None or await self.warm_start.has_begun(self, self.adopted, resume)
+
+    async def begin_again(self, action: Action) -> None:
+        """Prepare `create` after `take_over` returned False. `action` is the whole action.
+
+        Raises:
+            ActionFailed: the adopted pod cannot be deleted, or is not this agent's any more.
+        """
+        if self.adopted is not None:
+            await self.warm_start.discard(self, self.adopted)
+        self.plan = replace(self.plan, action=action)
+        self.use_pod(self.warm_start.own_name, "")
 
     @property
     def recreatable(self) -> bool:
@@ -159,9 +188,8 @@ class PodEnvironment(FileTransfers):
 
     @property
     def running_for(self) -> float:
-        """Return how many seconds container `action` has been running, by the cluster's clock. 0 before its start."""
-        status = container_status((self.pod_state.pod or {}).get("status", {}), manifest.ACTION) or {}
-        started = parse_timestamp(status.get("state", {}).get("running", {}).get("startedAt"))
+        """Return how many seconds container `action` has run for the action. 0 before its start."""
+        started = self.containers.running_since
         return max(0.0, (self.client.now() - started).total_seconds()) if started else 0.0
 
     @property
@@ -179,6 +207,7 @@ class PodEnvironment(FileTransfers):
             wall, last = self.client.now(), self.pod_state.last
             judgement = classify(pod, self.expectations, self.context.limits, self.first_seen, now, wall, last)
             observation = await self.startup_events.describe_wait(pod, judgement.observation, now)
+            observation = self.services.with_states(pod, observation, now)
             if self.setup_timing:
                 self.setup_timing.record(self.metrics, pod, observation, now)
             if observation != previous:
@@ -186,21 +215,21 @@ class PodEnvironment(FileTransfers):
                 yield await self.with_report(observation)
                 if isinstance(observation, FINAL):
                     return
-            rechecks = (judgement.recheck, self.startup_events.recheck(now))
+            crowded = await self.context.warm.relieve(pod)
+            rechecks = (judgement.recheck, self.startup_events.recheck(now), CROWDED_RECHECK if crowded else None)
             timeout = min((each for each in rechecks if each is not None), default=None)
             await self.pod_state.wait_for_change(version, timeout)
 
     async def with_report(self, observation: Observation) -> Observation:
-        """Return the observation. If it is a failure, add a report for the person who reads the set-up log."""
+        """Return the observation, with a report for the person who reads the set-up log if it is a failure."""
         if not isinstance(observation, (SetupFailed, Lost)):
             return observation
-        pod = self.pod_state.pod or self.pod_state.last
-        seconds = self.context.timings.events_retry_seconds
+        pod, seconds = self.pod_state.pod or self.pod_state.last, self.context.timings.events_retry_seconds
         return await failure_report.add_report(self.client, self.path, pod, observation, seconds)
 
     def markers(self, start: Cursor) -> MarkerReader:
         """Return a new reader for the supervisor's markers in this environment's log from a cursor on."""
-        return MarkerReader(self.plan.nonce, len(self.plan.action.commands), start)
+        return MarkerReader(self.plan.nonce, len(self.plan.action.commands), start, len(self.plan.action.services))
 
     async def log(self, cursor: Cursor) -> AsyncGenerator[LogItem, None]:
         """Yield the log of the commands from the cursor to the end of the log."""
@@ -241,10 +270,7 @@ class PodEnvironment(FileTransfers):
         # After a state loss of the scheduler the session calls this method again, perhaps while the commands run. A
         # second upload would overwrite the files of the commands.
         if self.context.debug is not None and self.uploaded_uid != self.uid:
-            start = not self.plan.action.inputs
-            await self.context.debug.upload_tree(
-                self.client, self.helper_container, self.workspace, notify, start=start
-            )
+            await self.services.upload_tree(self.context.debug, notify)
             self.uploaded_uid = self.uid
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:
@@ -279,7 +305,8 @@ class PodEnvironment(FileTransfers):
         The cluster is not touched. `remove` calls this last.
         """
         self.ending.cancel()
-        if self.registry.release(self):
+        self.warm_start.give_back()
+        if self.registry.release(self) and not self.context.warm.owns(self.plan.name):
             self.context.watch.forget(self.plan.name)
 
     async def remove(self) -> None:
@@ -289,30 +316,8 @@ class PodEnvironment(FileTransfers):
         the periodic search for orphans, deletes this pod later.
         """
         try:
-            if self.creation_requested and not self.disowned and not await self.delete():
+            if self.creation_requested and not self.disowned and not await creation.delete(self):
                 self.metrics.cleanup_failures.inc()
                 log.error("an environment could not be deleted; the sweep will retry", pod=self.name)
         finally:
             self.release()
-
-    async def delete(self) -> bool:
-        """Delete the pod with its grace period, then by force. Return whether the pod is gone."""
-        settings = self.context.settings
-        began = time.monotonic()
-        limit, retry_for = settings.cluster.delete_timeout, settings.cluster.retry_for
-        unstarted_limit = settings.environment.grace + self.context.timings.unstarted_delete_seconds
-        first_limit = limit if self.containers.may_have_run else min(limit, unstarted_limit)
-        for grace, seconds in ((None, first_limit), (0, limit)):
-            try:
-                uid = self.uid or await find_own_uid(self.client, self.path, self.plan.name, self.plan.nonce, retry_for)
-                if not uid or not await delete_pod(self.client, self.path, self.plan.name, uid, grace, seconds):
-                    break
-                await self.ending.hasten_deletion()
-                if await self.containers.wait_until_gone(uid, seconds):
-                    break
-            except ClusterError as error:
-                log.warning("cannot delete a pod", pod=self.name, error=error.message)
-        else:
-            return False
-        self.metrics.phase_duration.labels("cleanup").observe(time.monotonic() - began)
-        return True

@@ -34,6 +34,8 @@ ADVICE = {
     " (private registries need a pull secret in the agent's pod template).",
     Reason.UNSCHEDULABLE: "Ask for less cpu or memory, or for more room in the cluster.",
     Reason.REPOSITORY_FAILED: "Check url and ref of the repository, and the Secret named in its credentials.",
+    Reason.SERVICE_FAILED: "Check the image, the variables, the ports and the health command of the service."
+    " Its last lines follow.",
     Reason.INVALID_CONFIGURATION: "Change the action's configuration, or choose another image.",
     Reason.QUOTA_EXCEEDED: "The namespace of actions has a quota: wait for other actions to end, or ask for less.",
     Reason.EVICTED: "The node ran out of a resource that the action used, or was drained. Run the action again.",

@@ -106,7 +106,8 @@ class FileTransfers:
 
     async def receive_inputs(self, items: AsyncIterator[InputFile | FileData], seconds: float) -> None:
         """Copy files into the workspace within `seconds`, then let the commands start."""
-        argv = deliver.deliver_command(self.workspace, manifest.GO, snapshot=self.plan.wants_snapshot)
+        gated = bool(self.plan.action.services)
+        argv = deliver.deliver_command(self.workspace, manifest.GO, snapshot=self.plan.wants_snapshot, gated=gated)
         stream = ExecStream(self.client, self.helper_container, argv, seconds=seconds, stdin=True)
         if (store := self.context.objects) is None:
             await deliver.deliver(stream, items)

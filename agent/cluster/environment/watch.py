@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING
 
 from agent.cluster.api.reflector import Reflector
-from agent.cluster.pod.labels import AGENT, pool_selector
+from agent.cluster.pod.labels import ACTION, AGENT, ATTEMPT, action_hash, pool_selector
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
@@ -113,6 +113,17 @@ class PodWatch(Reflector):
         if found is not None and UNREAD in found:
             found = self.objects[name] = self.prune_fields(json.loads(found[UNREAD])["object"])
         return found
+
+    def find_other_pod(self, action_id: str, attempt: int) -> str:
+        """Return the name of another agent's pod that runs this attempt, "" if the watch shows none."""
+        wanted = {ACTION: action_hash(action_id), ATTEMPT: str(attempt)}
+        part = f'"{ACTION}":"{wanted[ACTION]}"'.encode()
+        for name, found in list(self.objects.items()):
+            pod = self.read(name) if UNREAD not in found or part in found[UNREAD] else None
+            labels = pod["metadata"].get("labels", {}) if pod else {}
+            if wanted.items() <= labels.items() and labels.get(AGENT, "").encode() != self.own_id:
+                return name
+        return ""
 
     def watch(self, name: str) -> PodState:
         """Return the state of the pod with this name, updated until `forget`."""

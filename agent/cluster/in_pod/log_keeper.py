@@ -1,8 +1,7 @@
 """Keep the log of the commands: read it from a FIFO, append it to a file, and copy it to standard output in frames.
 
-This is the main loop of container `helper`. `packaging` sends its source to the pod (Python 3.9, standard library).
-Only the file is complete. Standard output, which the kubelet serves as the container's log, may skip parts of a fast
-log. A slow reader of standard output never delays the commands.
+This is the main loop of container `helper` (Python 3.9, standard library). Only the file is complete. Standard output,
+which the kubelet serves as the container's log, may skip parts of a fast log. Its reader never delays the commands.
 
 A frame on standard output is `ESC ] 5397 ; OFFSET ; LENGTH ; CRC ; FLAGS BEL`, then LENGTH bytes of the file from
 OFFSET on. A terminal hides the header, so `kubectl logs` shows the plain log. If a payload does not end in a line end,
@@ -22,6 +21,14 @@ import time
 from zlib import crc32
 
 from agent.cluster.in_pod.order import CONTROL, GO, LOG, LOG_END, LOG_FILE, PIPE_BYTES, enlarge_pipe, remove_order
+from agent.cluster.in_pod.start_gate import NOT_READY
+from agent.cluster.in_pod.workspace import write_termination
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.cluster.in_pod.start_gate import StartGate
 
 FRAME_BYTES = 64 * 1024  # largest payload of a frame
 BEHIND_BYTES = 1024 * 1024  # if the copy is this many bytes behind the log file, it skips to the end of the file
@@ -31,6 +38,7 @@ COPY_BURST = 512 * 1024  # bytes that are copied to standard output without a pa
 COPY_RATE = 1024 * 1024  # bytes per second that are copied later; the node formats and stores each line
 PARTIAL_SECONDS = 0.25  # seconds until the beginning of a line is shown, although the line has not ended
 LAST_SECONDS = 1.0  # seconds that the FIFO is read after PID 1 of container `action` has ended
+MARKER_BYTES = 4096  # number of bytes that the log can hold in any case, for the markers of ready services
 READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -54,7 +62,7 @@ class Copy:
         self.fd = fd
         self.file = file
         self.key = 0
-        self.copied = self.size = 0  # bytes of the log file that are already in frames, and size of the log file
+        self.copied = self.size = 0  # bytes of the log file that are in frames, and size of the log file
         self.pending_since = 0.0  # when the first byte arrived that is not yet in a frame
         self.next_frame = 0.0  # the earliest time of the next frame
         self.allowance, self.allowed_at = float(COPY_BURST), 0.0  # bytes that the rate permits to copy, as of that time
@@ -166,6 +174,8 @@ class LogKeeper:
         self.end_at: float | None = None  # when the log ends even if processes still write
         self.writers_gone = False  # the log's FIFO has no writer
         self.present = self.ended = self.leaving = False
+        self.gate: StartGate | None = None  # what the commands wait for, None if they were started
+        self.start: Callable[[], None] = lambda: None  # starts the commands when the gate is open
         # The kernel gives PID 1 no default action for TERM.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.leave)
@@ -174,22 +184,35 @@ class LogKeeper:
         """Make the FIFO `go` visible, for which container `action` waits."""
         os.rename(self.folder + "/." + GO, self.folder + "/" + GO)
 
-    def wait_for_user(self) -> tuple[int, int] | None:
-        """Wait for PID 1 of container `action`.
-
-        Return the user and group that PID 1 reports. None if PID 1 reports neither, or did not start before the
-        deadline.
-        """
+    def wait_for_user(self, seconds: float) -> tuple[int, int] | None:
+        """Wait for PID 1 of container `action`. Return the user and group that it reports, None without a report."""
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
-        if not poll.poll(max(0, int((self.deadline - time.monotonic()) * 1000))):
+        if not poll.poll(max(0, int(seconds * 1000))):
             return None
         words = os.read(self.control, 4096).split()
         self.present = bool(words)
         return (int(words[1]), int(words[2])) if len(words) == 3 else None
 
+    def hold_commands(self, gate: StartGate, start: Callable[[], None]) -> None:
+        """Call `start` when the gate is open."""
+        self.gate, self.start = gate, start
+        self.limit = max(self.limit, MARKER_BYTES)
+        self.poll.register(gate.fifo, select.POLLIN)
+
+    def action_has_ended(self) -> bool:
+        """Return whether PID 1 of container `action` was there and has ended."""
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+    def send_word(self, word: bytes) -> None:
+        """Write a word into the FIFO `go`, which PID 1 of container `action` reads."""
+        os.write(self.go, word)
+
     def leave(self, *_: object) -> None:
         """Exit on TERM: at once, or after the log's end if commands may still write."""
+        self.close_gate()  # no command starts in a pod that ends
         if (self.ended and self.copy.complete) or not self.present:
             os._exit(0)
         self.leaving = True
@@ -198,17 +221,43 @@ class LogKeeper:
         """Keep the log until it has ended and is copied."""
         while True:
             now = time.monotonic()
+            gate_at = self.check_gate(now)
             copy_at = self.copy.run(now)
             if now > self.deadline or (self.ended and self.copy.complete):
                 return
-            due = [each for each in (copy_at, self.drain_at, self.end_at, self.deadline) if each is not None]
+            times = (copy_at, gate_at, self.drain_at, self.end_at, self.deadline)
+            due = [each for each in times if each is not None]
             self.poll_output()
             events = dict(self.poll.poll(max(0, int((min(due) - now) * 1000) + 1)))
             if self.log in events:
                 self.receive()
             if self.control in events:
                 self.obey()
+            if self.gate is not None and self.gate.fifo in events:
+                self.gate.read_words()
             self.check_times(time.monotonic())
+
+    def check_gate(self, now: float) -> float | None:
+        """Start the commands if the services are ready. Return when the gate needs to be checked again."""
+        gate = self.gate
+        if gate is None:
+            return None
+        for marker in gate.dial(now):
+            self.append(marker)
+        if gate.is_open:
+            self.close_gate()
+            self.start()
+            return None
+        if late := gate.overdue(now, present=self.present):
+            write_termination(late)
+            os._exit(NOT_READY)
+        return gate.next_dial if gate.ports else None
+
+    def close_gate(self) -> None:
+        """Forget the gate, because the commands may start or will never start."""
+        if self.gate is not None:
+            self.poll.unregister(self.gate.fifo)
+            self.gate = None
 
     def stay(self) -> None:
         """Wait for TERM or the deadline, so that the agent can read the log and the files."""
@@ -266,6 +315,7 @@ class LogKeeper:
             return
         if not words:
             self.poll.unregister(self.control)
+            self.close_gate()
             self.drain_at, self.end_at = None, time.monotonic() + LAST_SECONDS
             self.writers_gone = False
             self.poll.register(self.log, select.POLLIN)
@@ -281,7 +331,7 @@ class LogKeeper:
 
     def answer_drained(self) -> None:
         self.drain_at = None
-        os.write(self.go, b"drained\n")
+        self.send_word(b"drained\n")
 
     def check_times(self, now: float) -> None:
         if self.drain_at is not None and now >= self.drain_at:

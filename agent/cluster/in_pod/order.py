@@ -5,8 +5,8 @@ container `helper` in pieces, because Linux limits one variable to 128 KiB. The 
 process, so `pkill -f` finds only what the commands start. `packaging` sends this source to the pod (Python 3.9).
 
 The keys of an order: `nonce`, `commands`, `env`, `secrets` (names), `workspace`, `pipefail`, `shell_options`, `shell`,
-`termination` (a path), `snapshot`, `change_owner` and `start` (booleans), and the numbers `log_limit`, `log_key`,
-`drain` and `seconds`.
+`termination` (a path), `snapshot`, `change_owner` and `start` (booleans), `gate` (see `start_gate`, or null), and the
+numbers `log_limit`, `log_key`, `drain` and `seconds`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ PIECE = "SEALCI_ORDER_"  # prefix of the variables that hold the pieces of the J
 SECRET = "SEALCI_SECRET_"  # a variable holds the value of one secret  # noqa: S105 - a prefix of names
 # Names of the files and FIFOs of the order's folder. `go` is created last.
 SUPERVISOR, SETTINGS, VARIABLES, SETUP, LOG, CONTROL, GO = "supervisor", "order", "env", "setup", "log", "control", "go"
+IDLE_SECONDS = "SEALCI_IDLE_SECONDS"  # variable of container `helper` in a warm pod: seconds to wait for an order
+LEAVE = b"leave\n"  # the word in `go` that ends PID 1 of container `action` in a warm pod without an order
 # Names of the files of the log's folder. `end` is JSON, and appears when the log has ended.
 LOG_FILE, LOG_END = "log", "end"
+# Names in the log's folder of a warm pod: the socket that takes the order, and a file that appears before the commands.
+SOCKET, BEGUN = "order-socket", "begun"
 SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ of Linux, which module `fcntl` names only from Python 3.10 on
 PIPE_BYTES = 256 * 1024  # with the kernel's 64 KiB, the writer and the reader of a pipe wait for each other more often
 

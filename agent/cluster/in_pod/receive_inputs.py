@@ -27,7 +27,7 @@ import time
 from hashlib import sha256
 from urllib.parse import urlsplit
 
-from agent.cluster.in_pod.workspace import FOLDER, ORDER_SECONDS, USER, commands_started, start_commands
+from agent.cluster.in_pod.workspace import FOLDER, USER, send_word, start_commands, take_snapshot, wait_for_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ WAITING = 64  # maximum number of files that wait for a connection, so that thei
 TRIES = 5  # number of tries for one file
 REQUEST_SECONDS = 60.0  # seconds without progress after which a request fails
 GONE = (404, 410)
-LOCK, LEFT = "inputs.lock", ".sealci-inputs-"
+LOCK, DONE, LEFT = "inputs.lock", "inputs.done", ".sealci-inputs-"
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -304,21 +304,17 @@ def remove_folder(path: str) -> None:
 
 def read_user(path: str) -> tuple[int, int] | None:
     """Return user and group of the commands from the file PATH, for which it waits; None if they are not known."""
-    end = time.monotonic() + ORDER_SECONDS
-    while not os.path.exists(path):
-        if time.monotonic() > end:
-            raise Refused("broken", f"container action did not report its user in {ORDER_SECONDS} s")
-        time.sleep(0.01)
+    wait_for_path(path)
     with open(path) as file:
         words = file.read().split()
     return (int(words[0]), int(words[1])) if len(words) == 2 else None
 
 
-def receive_files(workspace: str, snapshot: str, go: str, folder: str) -> dict[str, object]:
-    """Receive the files and start the commands, unless they have begun. Return the answer to the agent."""
-    lock = Lock(f"{folder}/{LOCK}")
+def receive_files(workspace: str, snapshot: str, go: str, folder: str, word: str) -> dict[str, object]:
+    """Receive the files and send WORD, unless that was done before. Return the answer to the agent."""
+    lock, done = Lock(f"{folder}/{LOCK}"), f"{folder}/{DONE}"
     lock.take()
-    if commands_started(go):
+    if os.path.exists(done):
         return {"started": True}
     receiver = Receiver(sys.stdin.buffer, workspace, read_user(f"{folder}/{USER}"))
     lock.write(receiver.temporary)
@@ -328,14 +324,23 @@ def receive_files(workspace: str, snapshot: str, go: str, folder: str) -> dict[s
     finally:
         remove_folder(receiver.temporary)
     signal.alarm(0)
-    start_commands(workspace, snapshot, go)
+    if snapshot:
+        take_snapshot(workspace, snapshot)
+    # From here on a later run changes nothing, because the commands may begin.
+    os.close(os.open(done, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    if word == "run":
+        start_commands(workspace, "", go)
+    else:
+        wait_for_path(go)
+        send_word(go, word)
     return {"files": receiver.files, "bytes": receiver.bytes}
 
 
 def main(arguments: list[str]) -> None:
-    """Run with the arguments WORKSPACE SNAPSHOT GO FOLDER.
+    """Run with the arguments WORKSPACE SNAPSHOT GO FOLDER WORD.
 
-    SNAPSHOT is the file to write, "" for none. GO is the FIFO that starts the commands. FOLDER is the log's folder.
+    SNAPSHOT is the file to write, "" for none. FOLDER is the log's folder. GO is the FIFO that gets WORD: `run` starts
+    the commands, and `tree` tells the gate of container `helper`, which waits for services too.
     """
     signal.alarm(SILENCE_SECONDS)
     os.umask(0o022)
@@ -344,5 +349,5 @@ def main(arguments: list[str]) -> None:
     except Refused as error:
         answer = {"error": error.args[0], "message": error.args[1]}
     except OSError as error:
-        answer = {"error": "broken", "message": f"{os.strerror(error.errno or 0)}: {error.filename}"}
+        answer = {"error": "broken", "message": str(error)}
     sys.stdout.write(json.dumps(answer) + "\n")

@@ -10,7 +10,7 @@ import os
 import sys
 import tarfile
 
-from agent.cluster.in_pod.workspace import start_commands
+from agent.cluster.in_pod.workspace import send_word, start_commands, wait_for_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class LimitedReader:
 def main(arguments: list[str]) -> None:
     """Run with the arguments WORKSPACE SNAPSHOT GO SIZE: GO is the FIFO that starts the commands, "" to start none.
 
-    SIZE is the number of bytes of the tar.
+    SIZE is the number of bytes of the tar. If SNAPSHOT is "", GO is the FIFO of the helper's gate, and the helper takes
+    the snapshot and starts the commands when the services are ready.
     """
     workspace, snapshot, go, size = arguments
     # The image of the action may run as any user, and that user must be able to write all files.
@@ -48,5 +49,8 @@ def main(arguments: list[str]) -> None:
     # `tarfile` stops at the end marker. The sender still writes the padding that follows the end marker.
     while source.read(1 << 16):
         pass
-    if go:
+    if snapshot:
         start_commands(workspace, snapshot, go)
+    elif go:
+        wait_for_path(go)
+        send_word(go, "tree")

@@ -25,7 +25,6 @@ MAX_NAME = 4096  # maximum number of bytes of a path, as in `agent.domain.paths`
 TOO_LONG = f"a path longer than {MAX_NAME} bytes"
 TERMINATION = "/dev/termination-log"
 USER = "user"  # file of the log's folder: user and group of the commands, written when the workspace belongs to them
-STARTED = "started"  # file of the order's folder: the commands may have begun
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # id of the clock that the kernel uses for file times; the module `time` has no name for this clock
 CLOCK_REALTIME_COARSE = 5
@@ -127,28 +126,35 @@ def start_commands(workspace: str, snapshot: str, go: str) -> None:
         take_snapshot(workspace, snapshot)
     # The program of an exec can reach this line before container `helper` has written the order. The helper writes the
     # file `setup` last.
-    end = time.monotonic() + ORDER_SECONDS
-    while not os.path.exists(os.path.join(os.path.dirname(go), "setup")):
-        if time.monotonic() > end:
-            raise TimeoutError(f"container helper has not written the order in {ORDER_SECONDS} s")
-        time.sleep(0.01)
+    wait_for_path(os.path.join(os.path.dirname(go), "setup"))
     # If this container is killed, its termination message shows the agent that the commands may have begun.
+    write_termination(READY)
+    send_word(go, "run")
+
+
+def write_termination(text: str) -> None:
+    """Write the termination message of this container, which the agent reads in the status of the pod."""
     try:
         with open(TERMINATION, "r+") as termination:
-            termination.write(READY)
+            termination.write(text)
     except OSError:
         pass  # the program does not run in a container
-    # A later errand, for example of an agent that has adopted the pod, sees this file and changes nothing.
-    os.close(os.open(os.path.join(os.path.dirname(go), STARTED), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
-    # The helper has the FIFO open, so neither this open nor the write waits.
-    fifo = os.open(go, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    os.write(fifo, b"run\n")
+
+
+def wait_for_path(path: str) -> None:
+    """Wait until the helper has made PATH. An errand may be faster than the helper."""
+    end = time.monotonic() + ORDER_SECONDS
+    while not os.path.exists(path):
+        if time.monotonic() > end:
+            raise TimeoutError(f"container helper has not made {path} in {ORDER_SECONDS} s")
+        time.sleep(0.01)
+
+
+def send_word(path: str, word: str) -> None:
+    """Write a word into a FIFO. The helper has the FIFO open, so neither the open nor the write waits."""
+    fifo = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.write(fifo, word.encode() + b"\n")
     os.close(fifo)
-
-
-def commands_started(go: str) -> bool:
-    """Return whether the commands may have begun. GO is the FIFO that starts them."""
-    return os.path.exists(os.path.join(os.path.dirname(go), STARTED))
 
 
 def take_snapshot(workspace: str, snapshot: str) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from agent.cluster.api.exec import ExecStream
-from agent.cluster.in_pod.packaging import log_command
 from agent.cluster.logs.blocks import BlockReader, Reached
+from agent.cluster.packaging import log_command
 from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:

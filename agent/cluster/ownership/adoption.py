@@ -16,6 +16,7 @@ import structlog
 
 from agent.cluster.ownership import adoption_record
 from agent.cluster.pod import labels, session_annotation
+from agent.cluster.warm.shape import is_idle
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 
@@ -94,7 +95,8 @@ class Adoption:
         for pod in pods.values():
             if self.open_for() and time.monotonic() >= self.paused_until and self.is_adoptable(pod):
                 whole_pod = self.watch.read(pod["metadata"]["name"])
-                if whole_pod is not None:
+                # A warm pod without an action has nothing that is worth an adoption. The sweep deletes it.
+                if whole_pod is not None and not is_idle(whole_pod):
                     await self.claim(whole_pod)
         self.metrics.unreadable.set(len(self.unreadable_uids))
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.cluster.api.client import Client
-    from agent.cluster.environment.capabilities import ClusterFacts
+    from agent.cluster.capabilities import ClusterFacts
     from agent.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -5,9 +5,9 @@ task that lives as long as the agent and runs at an interval. It reads only the 
 nothing costs no request. A pool is the group of agents with one scheduler and one namespace. A pod of the pool is an
 orphan in three cases:
 
-- The pod belongs to this agent, but none of this agent's sessions uses the pod.
+- The pod belongs to this agent, but none of this agent's sessions uses the pod, and it is no warm pod that waits.
 - The agent of the pod is gone, and no other agent can adopt the session (continue the action). If the setting
-  `agent.adoption` is off, this is so as soon as the Lease of the agent has run out.
+  `agent.adoption` is off, this is so as soon as the Lease of the agent has run out. A warm pod has no session.
 - The pod ended so long ago that no agent still reads its log or its files.
 
 The cluster deletes the Secret of a pod together with the pod.
@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.cluster.environment.requests import delete_pod
 from agent.cluster.pod import labels, session_annotation
 from agent.cluster.pod.fields import parse_timestamp
+from agent.cluster.requests import delete_pod
+from agent.cluster.warm.shape import is_idle
 from agent.domain.errors import ClusterError
 from agent.domain.json import Object
 
@@ -48,7 +49,8 @@ GONE_POLL_SECONDS = 1.0
 class Sweep:
     """Deletes orphans at an interval. Owned by the application, lives as long as the agent.
 
-    `is_gone` returns whether the agent with an id is gone. It is None if sessions can be adopted.
+    `is_gone` returns whether the agent with an id is gone. It is None if sessions can be adopted. `has_died` returns
+    the same in both cases, for the warm pods of that agent.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Sweep:
         backend: PodBackend,
         interval: float,
         is_gone: Callable[[str], bool] | None = None,
+        has_died: Callable[[str], bool] = lambda _: False,
         poll: float = GONE_POLL_SECONDS,
     ) -> None:
         self.backend = backend
@@ -63,6 +66,7 @@ class Sweep:
         self.watch = backend.watch
         self.metrics = backend.metrics
         self.is_gone = is_gone
+        self.has_died = has_died
         self.interval = interval
         self.poll = poll
         self.accepted_uids: set[str] = set()  # UIDs of pods whose deletion the API server has accepted
@@ -150,11 +154,13 @@ class Sweep:
     def is_orphan(self, pod: Object) -> bool:
         """Return whether no agent will ever drive or delete this pod."""
         name, agent = pod["metadata"]["name"], pod["metadata"].get("labels", {}).get(labels.AGENT, "")
-        if self.registry.owns(name) or name in self.registry.claimed_names:
+        if self.registry.owns(name) or name in self.registry.claimed_names or self.backend.warm.owns(name):
             return False
         if agent == self.backend.agent_id:
             return not self.registry.is_handed_over(session_annotation.nonce_of(pod))
         if self.is_gone is not None and self.is_gone(agent):
+            return True
+        if is_idle(pod) and self.has_died(agent):
             return True
         if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
             return False

@@ -11,7 +11,10 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from agent.cluster.in_pod import order, packaging
+from agent.cluster import packaging
+from agent.cluster.in_pod import order as order_module
+from agent.cluster.pod import labels
+from agent.cluster.pod.services.gate import gate_seconds, start_gate
 from agent.cluster.supervisor import command as command_module
 from agent.domain.json import Object
 
@@ -25,6 +28,11 @@ ACTION = "action"
 # Seconds that the deadlines inside the pod allow for adoption by another agent.
 ADOPTION_SECONDS = 300.0
 HOME = "/home/action"
+
+
+def restricted_user(settings: Settings) -> int:
+    """Return the user id of all containers in the profile `restricted`; 0 in another profile."""
+    return settings.environment.user if settings.environment.profile == "restricted" else 0
 
 
 def variables(plan: Plan, settings: Settings) -> dict[str, str]:
@@ -99,15 +107,14 @@ def secret_variable(name: str, key: str, plan: Plan) -> Object:
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": plan.secret_name, "key": key}}}
 
 
-def order_variables(plan: Plan, settings: Settings) -> list[Object]:
-    """Return the variables of container `helper`: the action's order, and the values of its secrets."""
+def order(plan: Plan, settings: Settings) -> Object:
+    """Return the order of an action, with the names of its secrets."""
     values = variables(plan, settings)
-    secrets = order_secrets(plan, settings)
-    asked = command_module.order(
+    return command_module.order(
         plan.action.commands,
         nonce=plan.nonce,
         env={name: value for name, value in values.items() if name not in command_module.NOT_EXPORTABLE},
-        secrets=secrets,
+        secrets=order_secrets(plan, settings),
         workspace=settings.environment.workspace,
         pipefail=command_module.pipefail_mode(plan.action.pipefail, settings.environment.pipefail),
         # The agent compares the workspace with the snapshot only if the action declares no paths of artifacts.
@@ -115,20 +122,32 @@ def order_variables(plan: Plan, settings: Settings) -> list[Object]:
         change_owner=plan.action.repository is not None or bool(plan.action.inputs),
         # An errand fills the workspace and then starts the commands.
         start=not plan.upload_tree and not plan.action.inputs,
+        gate=start_gate(plan, settings),
         log_limit=settings.logs.max_total,
         log_key=plan.log_key,
         seconds=helper_seconds(plan, settings),
     )
+
+
+def order_variables(plan: Plan, settings: Settings) -> list[Object]:
+    """Return the variables of container `helper`: the action's order, and the values of its secrets.
+
+    A warm pod has no order yet. Its variable is the time to wait for one.
+    """
+    if plan.idle_seconds:
+        return [{"name": order_module.IDLE_SECONDS, "value": f"{plan.idle_seconds:g}"}]
+    asked = order(plan, settings)
     pieces = packaging.order_variables(asked)
     return [
         *({"name": name, "value": escape_variables(piece)} for name, piece in pieces.items()),
-        *(secret_variable(order.SECRET + name, name, plan) for name in secrets),
+        *(secret_variable(order_module.SECRET + name, name, plan) for name in asked["secrets"]),
     ]
 
 
 def helper_seconds(plan: Plan, settings: Settings) -> float:
     """Return the seconds after which container `helper` ends by itself, in case no agent deletes the pod."""
-    return math.ceil(plan.timeout + settings.policy.pull_timeout + copy_seconds(plan, settings) + ADOPTION_SECONDS)
+    waiting = gate_seconds(plan, settings) + copy_seconds(plan, settings)
+    return math.ceil(plan.timeout + settings.policy.pull_timeout + waiting + ADOPTION_SECONDS)
 
 
 def copy_seconds(plan: Plan, settings: Settings) -> float:
@@ -148,3 +167,27 @@ def escape_variables(text: str) -> str:
 def escape_command(command: list[str]) -> list[str]:
     """Return a command that the kubelet passes to the container unchanged."""
     return [escape_variables(argument) for argument in command]
+
+
+def secret(plan: Plan, settings: Settings, pod_uid: str) -> Object:
+    """Return the manifest of the Secret of an attempt.
+
+    The pod is the only owner of the Secret, so the garbage collector deletes the Secret with the pod.
+    """
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": plan.secret_name,
+            "namespace": plan.namespace,
+            "labels": {
+                labels.MANAGED_BY: labels.OWNER,
+                labels.POOL: settings.agent.pool,
+                labels.ACTION: labels.action_hash(plan.action.key.action_id),
+                labels.ATTEMPT: str(plan.action.key.attempt),
+            },
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": plan.name, "uid": pod_uid}],
+        },
+        "immutable": True,
+        "stringData": dict(plan.action.secrets),
+    }

@@ -12,6 +12,10 @@ from agent.cluster.pod.fields import parse_timestamp
 from agent.domain.errors import Reason
 from agent.domain.json import Object
 
+# Time after which a deletion that the node has not carried out makes the pod lost.
+OVERDUE = timedelta(seconds=30)
+# Time after which an unfinished deletion makes the pod lost if the cluster already reports the node as lost.
+OVERDUE_ON_LOST_NODE = timedelta(seconds=10)
 NODE_GONE = ("NodeLost", "NodeShutdown", "Shutdown", "Terminated")
 
 
@@ -78,3 +82,27 @@ def finished_before(terminated: Object, since: datetime | None) -> bool:
     """Whether a container finished before `since`; False if either time is unknown."""
     finished = parse_timestamp(terminated.get("finishedAt"))
     return finished is not None and since is not None and finished < since
+
+
+# ---- a deletion that is not carried out
+
+
+def deletion_deadline(pod: Object) -> datetime | None:
+    """Return the time after which a deletion counts as not carried out; None if the pod is not being deleted."""
+    at = parse_timestamp(pod["metadata"].get("deletionTimestamp"))
+    if at is None:
+        return None
+    outside = find_disruption(pod)
+    node_lost = outside is not None and outside.reason is Reason.NODE_LOST
+    return at + (OVERDUE_ON_LOST_NODE if node_lost else OVERDUE)
+
+
+def is_overdue(pod: Object, wall: datetime) -> bool:
+    at = deletion_deadline(pod)
+    return at is not None and wall > at
+
+
+def deletion_recheck(pod: Object, wall: datetime) -> float | None:
+    """Return the seconds until a deletion is overdue, at least 1; None if the pod is not being deleted."""
+    at = deletion_deadline(pod)
+    return None if at is None else max(1.0, (at - wall).total_seconds() + 1)

@@ -20,6 +20,8 @@ ATTEMPT = "sealci.dev/attempt"
 CLAIM = "sealci.dev/claim"
 CLASS = "sealci.dev/class"
 SESSION = "sealci.dev/session"
+# Only a warm pod that no action has claimed has this label. The value is the key of its pool.
+WARM = "sealci.dev/warm"
 OWNER = "sealci-agent"
 
 

@@ -15,8 +15,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.cluster import packaging
 from agent.cluster.in_pod import order as order_module
-from agent.cluster.in_pod import packaging
 from agent.cluster.pod import labels, session_annotation
 from agent.cluster.pod.action_order import (
     ACTION,
@@ -28,12 +28,16 @@ from agent.cluster.pod.action_order import (
     unexportable_variables,
 )
 from agent.cluster.pod.resources import HELPERS, helper_resources, resources
+from agent.cluster.pod.services.containers import host_aliases, scratch_volumes, service_containers
+from agent.cluster.pod.services.gate import gate_seconds
 from agent.cluster.pod.template_merge import merge
 from agent.cluster.supervisor import command as command_module
 from agent.domain.actions import When
 from agent.domain.json import Object
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from agent.domain.actions import Action
     from agent.settings import Settings
 
@@ -47,6 +51,7 @@ GO = f"{command_module.ORDER_FOLDER}/{order_module.GO}"
 # longer.
 ORDER_LIMIT = "8Mi"
 CREDENTIALS = "/etc/sealci/credentials"
+SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class Plan:
     `existing_secret`: name of the Secret that an adopted pod refers to, "" for the name that `labels` gives.
     `log_key`: the key of the checksums in the log, 0 if an agent of an older release created the pod.
     `upload_tree`: the agent fills the workspace and then starts the commands; container `helper` does not start them.
+    `idle_seconds`: seconds that a warm pod waits for its order, 0 for a pod that has its order from the start.
     """
 
     action: Action
@@ -70,6 +76,7 @@ class Plan:
     upload_tree: bool = False
     existing_secret: str = ""
     log_key: int = 0
+    idle_seconds: float = 0.0
 
     @property
     def secret_name(self) -> str:
@@ -101,12 +108,18 @@ def pod(plan: Plan, settings: Settings) -> Object:
             "activeDeadlineSeconds": deadline(plan, settings),
             "terminationGracePeriodSeconds": max(1, math.ceil(environment.grace)),
             "securityContext": pod_security_context(settings),
-            "containers": [helper_container(plan, settings), action_container(plan, settings)],
+            "containers": [
+                helper_container(plan, settings),
+                *service_containers(plan, settings, container_security_context(settings)),
+                action_container(plan, settings),
+            ],
             "volumes": volumes(plan, settings),
         },
     }
     if plan.action.repository:
         manifest["spec"]["initContainers"] = [clone_container(plan, settings)]
+    if aliases := host_aliases(plan):
+        manifest["spec"]["hostAliases"] = aliases
     if plan.user_namespace:
         manifest["spec"]["hostUsers"] = False
     result: Object = merge(manifest, environment.pod_template)
@@ -118,9 +131,9 @@ def pod(plan: Plan, settings: Settings) -> Object:
 def metadata(plan: Plan, settings: Settings) -> Object:
     """Return name, labels, annotations and owner of the pod.
 
-    An agent that takes over the pod of another agent reads the session from the pod's session annotation.
+    An agent that takes over the pod of another agent reads the session from the pod's session annotation. A warm pod
+    has no session, and may be moved to another node.
     """
-    action = plan.action
     result: Object = {
         "name": plan.name,
         "namespace": plan.namespace,
@@ -130,34 +143,57 @@ def metadata(plan: Plan, settings: Settings) -> Object:
             labels.NAME: "sealci-action",
             labels.POOL: settings.agent.pool,
             labels.AGENT: plan.agent_id,
-            labels.ACTION: labels.action_hash(action.key.action_id),
-            labels.ATTEMPT: str(action.key.attempt),
-            labels.CLAIM: str(action.key.claim),
         }
-        | ({labels.CLASS: action.environment_class} if action.environment_class else {}),
+        | ({labels.CLASS: plan.action.environment_class} if plan.action.environment_class else {}),
         "annotations": {
             # `kubectl logs` and `kubectl exec` use this container if the user names none.
             "kubectl.kubernetes.io/default-container": HELPER,
-            labels.SESSION: session_annotation.write(action, plan.nonce, plan.timeout, plan.log_key),
-            # Autoscalers must not move a pod whose commands cannot be resumed on another node.
-            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
-            "karpenter.sh/do-not-disrupt": "true",
         },
     }
+    if plan.idle_seconds:
+        result["annotations"][SAFE_TO_EVICT] = "true"
+    else:
+        session = session_metadata(plan)
+        result["labels"] |= session["labels"]
+        result["annotations"] |= session["annotations"]
     if plan.owner:
         result["ownerReferences"] = [plan.owner]
     return result
 
 
+def session_metadata(plan: Plan, claimed_at: datetime | None = None) -> Object:
+    """Return the labels and annotations of a session. `claimed_at` is when a warm pod got the session."""
+    key = plan.action.key
+    return {
+        "labels": {
+            labels.ACTION: labels.action_hash(key.action_id),
+            labels.ATTEMPT: str(key.attempt),
+            labels.CLAIM: str(key.claim),
+        },
+        "annotations": {
+            labels.SESSION: session_annotation.write(
+                plan.action, plan.nonce, plan.timeout, plan.log_key, claimed_at=claimed_at
+            ),
+            # Autoscalers must not move a pod whose commands cannot be resumed on another node.
+            SAFE_TO_EVICT: "false",
+            "karpenter.sh/do-not-disrupt": "true",
+        },
+    }
+
+
 def deadline(plan: Plan, settings: Settings) -> int:
     """Return `activeDeadlineSeconds`, which ends the pod if no agent is left to delete it.
+
+    A warm pod first waits. Its deadline is lowered when it gets an action.
 
     The value is longer than all waits of the agent together, so that a live agent always ends the pod first.
     """
     policy = settings.policy
     return math.ceil(
-        policy.pull_timeout
+        plan.idle_seconds
+        + policy.pull_timeout
         + (policy.clone_timeout if plan.action.repository else 0)
+        + gate_seconds(plan, settings)
         + plan.timeout
         + settings.environment.grace
         + copy_seconds(plan, settings)
@@ -279,6 +315,7 @@ def volumes(plan: Plan, settings: Settings) -> list[Object]:
         # Secrets of the action must not reach a disk.
         {"name": "order", "emptyDir": {"medium": "Memory", "sizeLimit": ORDER_LIMIT}},
         {"name": "log", "emptyDir": {}},
+        *scratch_volumes(plan, settings),
     ]
     if settings.environment.profile == "restricted":
         found.append({"name": "home", "emptyDir": {"sizeLimit": settings.environment.workspace_limit}})
@@ -296,27 +333,3 @@ def volumes(plan: Plan, settings: Settings) -> list[Object]:
             }
         )
     return found
-
-
-def secret(plan: Plan, settings: Settings, pod_uid: str) -> Object:
-    """Return the manifest of the Secret of an attempt.
-
-    The pod is the only owner of the Secret, so the garbage collector deletes the Secret with the pod.
-    """
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {
-            "name": plan.secret_name,
-            "namespace": plan.namespace,
-            "labels": {
-                labels.MANAGED_BY: labels.OWNER,
-                labels.POOL: settings.agent.pool,
-                labels.ACTION: labels.action_hash(plan.action.key.action_id),
-                labels.ATTEMPT: str(plan.action.key.attempt),
-            },
-            "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": plan.name, "uid": pod_uid}],
-        },
-        "immutable": True,
-        "stringData": dict(plan.action.secrets),
-    }

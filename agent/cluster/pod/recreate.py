@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.cluster.pod import labels
 from agent.cluster.pod.fields import container_status, is_running, terminated_state
 from agent.cluster.pod.manifest import ACTION
 from agent.domain.json import Object
@@ -30,7 +31,10 @@ def recreation_manifest(pod: Object, settings: Settings) -> Object | None:
     spec = dict(pod["spec"])
     # The cluster chose this node, and the node may be the reason for the loss. A node that the installer's template
     # names stays.
-    if "nodeName" not in settings.environment.pod_template.get("spec", {}):
+    environment = settings.environment
+    chosen = environment.classes.get(metadata.get("labels", {}).get(labels.CLASS, ""))
+    templates = (environment.pod_template, chosen.pod_template if chosen else {})
+    if not any("nodeName" in each.get("spec", {}) for each in templates):
         spec.pop("nodeName", None)
     # Kubernetes' admission derives the priority from priorityClassName and refuses a different value.
     spec.pop("priority", None)

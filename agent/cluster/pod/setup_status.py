@@ -7,17 +7,22 @@ for people.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from agent.cluster.pod.fields import container_status, is_running, setup_statuses
 from agent.cluster.pod.manifest import ACTION, REPOSITORY
+from agent.cluster.pod.services.containers import PREFIX as SERVICE_PREFIX
+from agent.cluster.pod.services.containers import describe_container
+from agent.cluster.pod.services.status import KEY as SERVICE_KEY
 from agent.domain.errors import Reason
 from agent.domain.json import Object
 from agent.domain.observations import Observation, SetupFailed, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from agent.domain.actions import Service
 
 
 # Reasons of containers that the container runtime could not start.
@@ -67,6 +72,7 @@ class SetupLimits:
     registry_grace: float
     start: float
     clone: float
+    services: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,9 @@ class Expectations:
     """What the agent knows of an environment besides the pod's status. The environment owns it.
 
     `commands` is the number of commands. `secret` is the name of the action's Secret. `interrupted` is True after the
-    agent itself has sent TERM to the commands.
+    agent itself has sent TERM to the commands. `released`: the commands have begun, so all services were ready. `ready`
+    holds the names of services whose ports accept. `user` is the user id of all containers in profile `restricted`, 0
+    in another profile.
     """
 
     nonce: str
@@ -82,6 +90,10 @@ class Expectations:
     secret: str
     wants_files: bool
     interrupted: bool = False
+    services: tuple[Service, ...] = ()
+    released: bool = False
+    ready: frozenset[str] = frozenset()
+    user: int = 0
 
 
 @dataclass(slots=True)
@@ -154,7 +166,8 @@ def forbids_root(message: str) -> bool:
 def setup_containers(status: Object) -> list[Object]:
     """Return the statuses of all containers that have to start during the set-up."""
     action = container_status(status, ACTION)
-    return [*setup_statuses(status), *([action] if action else [])]
+    services = [each for each in status.get("containerStatuses", ()) if each["name"].startswith(SERVICE_PREFIX)]
+    return [*setup_statuses(status), *services, *([action] if action else [])]
 
 
 def waiting_reasons(statuses: Iterable[Object]) -> list[WaitingReason]:
@@ -170,7 +183,7 @@ def start_detail(reasons: Iterable[WaitingReason]) -> str:
     """Return what the containers wait for, as text for people."""
     for each in reasons:
         if each.reason in PULLING:
-            return f"pulling the image of {each.container}: {BACK_OFF.sub('', each.message)[:300]}"
+            return f"pulling the image of {describe_container(each.container)}: {BACK_OFF.sub('', each.message)[:300]}"
     return STARTING
 
 
@@ -195,7 +208,8 @@ class SetupJudge:
         reasons = waiting_reasons(containers)
         cloning = any(each["name"] == REPOSITORY and is_running(each) for each in containers)
         phase = "clone" if cloning else "start"
-        self.first_seen.keep_only({phase, *(f"{each.container}/pull" for each in reasons), "secret"})
+        of_services = (key for key in self.first_seen.times if key.startswith(SERVICE_KEY))
+        self.first_seen.keep_only({phase, *(f"{each.container}/pull" for each in reasons), "secret", *of_services})
         rechecks = []
         for each in reasons:
             result = self.judge_waiting_reason(each)
@@ -236,7 +250,8 @@ class SetupJudge:
         if age < limit and INVALID_REFERENCE not in waiting.message:
             return limit - age
         why = waiting.message or waiting.reason
-        return SetupFailed(Reason.IMAGE_PULL_FAILED, f"the image of {waiting.container} cannot be pulled: {why}")
+        name = describe_container(waiting.container)
+        return SetupFailed(Reason.IMAGE_PULL_FAILED, f"the image of {name} cannot be pulled: {why}")
 
     def judge_config_error(self, waiting: WaitingReason) -> SetupFailed | float | None:
         """Judge a container whose configuration is incomplete.
@@ -254,10 +269,13 @@ class SetupJudge:
         """Judge a waiting container by the message. The reason alone does not show whether the error is temporary."""
         if TRANSIENT.search(waiting.message):
             return None
+        service = waiting.container.startswith(SERVICE_PREFIX)
+        name = describe_container(waiting.container)
         if waiting.reason in NEVER_RAN or forbids_root(waiting.message):
-            return cannot_run(waiting.message or waiting.reason)
+            failure = cannot_run(waiting.message or waiting.reason)
+            return replace(failure, message=f"{name}: {failure.message}") if service else failure
         if reason := FAILED_AT_ONCE.get(waiting.reason):
-            return SetupFailed(reason, f"container {waiting.container}: {waiting.reason}: {waiting.message}")
+            return SetupFailed(reason, f"{'' if service else 'container '}{name}: {waiting.reason}: {waiting.message}")
         return None
 
 

@@ -6,20 +6,27 @@ about the pod. `docs/architecture.md` gives the reasons for this order.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
+from agent.cluster.in_pod.start_gate import NOT_READY
 from agent.cluster.in_pod.workspace import READY as HELPER_READY
-from agent.cluster.pod.disruption import find_disruption, finished_before
+from agent.cluster.pod.disruption import deletion_recheck, find_disruption, finished_before, is_overdue
 from agent.cluster.pod.fields import (
     container_status,
     helper_status,
     is_running,
-    parse_timestamp,
     setup_statuses,
     terminated_state,
 )
 from agent.cluster.pod.manifest import ACTION, HELPER, REPOSITORY
+from agent.cluster.pod.services.status import (
+    failed_before,
+    failed_services,
+    judge_ended_services,
+    judge_health,
+    waits_for_containers,
+)
 from agent.cluster.pod.setup_status import (
     NEVER_RAN,
     Expectations,
@@ -56,10 +63,6 @@ ENDED_BY_TERM = (0, 143)
 # `HELPER_TERM_WAIT_SECONDS` applies if TERM ended the helper, because the commands may use the pod's grace period.
 HELPER_WAIT_SECONDS = 3.0
 HELPER_TERM_WAIT_SECONDS = 60.0
-# Time after which a deletion that the node has not carried out makes the pod lost.
-OVERDUE = timedelta(seconds=30)
-# Time after which an unfinished deletion makes the pod lost if the cluster already reports the node as lost.
-OVERDUE_ON_LOST_NODE = timedelta(seconds=10)
 
 
 def classify(
@@ -80,8 +83,9 @@ def classify(
     3. Can the action container no longer terminate by itself (final pod phase, overdue deletion)? The pod is lost.
     4. Has container `helper` ended while the commands run? The pod is lost, because nothing reads their output.
     5. Has a container of the set-up failed? The set-up has failed.
-    6. Does the action container run, and does its supervisor no longer wait for the helper? The commands run.
-    7. Otherwise the pod is being set up, within the limits.
+    6. Has a service failed? The set-up has failed, or the commands must be stopped.
+    7. Does the action container run, and does its supervisor no longer wait for the helper? The commands run.
+    8. Otherwise the pod is being set up, within the limits.
 
     Args:
         pod: the pod in the latest event; None if the API reports it deleted.
@@ -106,11 +110,16 @@ def classify(
     for each in setup_statuses(status):
         if failed := judge_setup_container(each, pod):
             return Judgement(failed)
-    if is_running(action) and not waits_for_helper(status):
-        return Judgement(Running(), recheck=deletion_recheck(pod, wall))
-    judgement = SetupJudge(expectations, limits, first_seen, now).judge(pod)
-    rechecks = [each for each in (judgement.recheck, deletion_recheck(pod, wall)) if each is not None]
-    return Judgement(judgement.observation, min(rechecks, default=None))
+    ended_service = judge_ended_services(pod, expectations, first_seen, now)
+    if isinstance(ended_service, (SetupFailed, Running)):
+        return Judgement(ended_service, recheck=deletion_recheck(pod, wall))
+    judgement = Judgement(Running())
+    if not is_running(action) or waits_for_helper(status) or waits_for_containers(pod, expectations):
+        judgement = SetupJudge(expectations, limits, first_seen, now).judge(pod)
+    elif health := judge_health(pod, expectations, limits, first_seen, now):
+        judgement = Judgement(*health)
+    rechecks = (judgement.recheck, ended_service, deletion_recheck(pod, wall))
+    return Judgement(judgement.observation, min((each for each in rechecks if each is not None), default=None))
 
 
 def judge_deleted(last: Object | None, expectations: Expectations) -> Observation:
@@ -159,7 +168,8 @@ def never_started(action: Object | None, reason: Reason) -> bool:
 
 def judge_terminated(pod: Object, terminated: Object, expectations: Expectations) -> Observation:
     """Judge an action container that has terminated, first by the kubelet's report, then by the supervisor's record."""
-    return judge_kubelet_report(pod, terminated) or judge_record(pod, terminated, expectations)
+    found = judge_kubelet_report(pod, terminated) or judge_record(pod, terminated, expectations)
+    return failed_before(found, pod, terminated, expectations) if isinstance(found, Exited) else found
 
 
 def judge_kubelet_report(pod: Object, terminated: Object) -> Observation | None:
@@ -206,14 +216,16 @@ def awaits_pod_status(pod: Object, terminated: Object, expectations: Expectation
     The kubelet reports the end of each container before it reports the eviction. The supervisor's record shows whether
     PID 1 received TERM or was killed. Container `helper` ends only with its pod.
     """
-    if expectations.interrupted or is_final(pod) or find_disruption(pod):
+    if is_final(pod) or find_disruption(pod):
         return False
+    helper_ended = terminated_state(helper_status(pod["status"])) is not None
+    if expectations.interrupted:
+        # The agent itself sent TERM, and its reason counts. A service may have failed because the whole pod ends.
+        return helper_ended and any(failed_services(pod, expectations))
     ending = termination.read_termination(terminated.get("message", ""), expectations.nonce)
     if ending and ending.completed:
         return False
-    if terminated_state(helper_status(pod["status"])) is not None:
-        return True
-    return was_signalled(terminated, ending)
+    return helper_ended or was_signalled(terminated, ending)
 
 
 def was_signalled(terminated: Object, ending: Ending | None) -> bool:
@@ -327,28 +339,6 @@ def judge_setup_container(status: Object, pod: Object) -> Observation | None:
     text = message or f"{terminated.get('reason', 'ended')} with exit code {terminated.get('exitCode')}"
     if name == REPOSITORY:
         return SetupFailed(Reason.REPOSITORY_FAILED, text)
+    if terminated.get("exitCode") == NOT_READY:
+        return SetupFailed(Reason.SERVICE_FAILED, text)
     return SetupFailed(Reason.INTERNAL, f"container {name}: {text}")
-
-
-# ---- a deletion that is not carried out
-
-
-def deletion_deadline(pod: Object) -> datetime | None:
-    """Return the time after which a deletion counts as not carried out; None if the pod is not being deleted."""
-    at = parse_timestamp(pod["metadata"].get("deletionTimestamp"))
-    if at is None:
-        return None
-    outside = find_disruption(pod)
-    node_lost = outside is not None and outside.reason is Reason.NODE_LOST
-    return at + (OVERDUE_ON_LOST_NODE if node_lost else OVERDUE)
-
-
-def is_overdue(pod: Object, wall: datetime) -> bool:
-    at = deletion_deadline(pod)
-    return at is not None and wall > at
-
-
-def deletion_recheck(pod: Object, wall: datetime) -> float | None:
-    """Return the seconds until a deletion is overdue, at least 1; None if the pod is not being deleted."""
-    at = deletion_deadline(pod)
-    return None if at is None else max(1.0, (at - wall).total_seconds() + 1)

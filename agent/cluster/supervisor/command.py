@@ -86,6 +86,7 @@ def order(
     snapshot: bool = True,
     change_owner: bool = False,
     start: bool = True,
+    gate: Object | None = None,
     drain: float = DRAIN_SECONDS,
     termination_path: str = "/dev/termination-log",
     shell: str = "/bin/sh",
@@ -94,6 +95,7 @@ def order(
 
     `pipefail` is one of the constants `PIPEFAIL_OFF`, `PIPEFAIL_WANTED` and `PIPEFAIL_REQUIRED`. `secrets` are names.
     `seconds` is the lifetime of container `helper`. `change_owner`: the workspace is given to the user of the commands.
+    `gate` is what the commands wait for, as `in_pod.start_gate` describes it, None for nothing.
 
     Raises:
         ValueError: there are no commands or too many, a command holds a NUL, or the nonce is malformed.
@@ -119,6 +121,7 @@ def order(
         "snapshot": snapshot,
         "change_owner": change_owner,
         "start": start,
+        "gate": gate,
         "log_limit": log_limit,
         "log_key": log_key,
         "drain": drain,

@@ -6,13 +6,14 @@ random nonce, so output is not mistaken for a marker by accident. The newline af
 output without a final newline stays as it was.
 
 A marker is the byte 0x1e, then `sealci:NONCE:s:COMMAND` (start), `sealci:NONCE:f:COMMAND:CODE` (end of a command) or
-`sealci:NONCE:l:0:CODE` (last marker), then a newline. Markers do not decide the verdict. The container's status and its
-termination message decide the verdict.
+`sealci:NONCE:l:0:CODE` (last marker), then a newline. Before the first command, container `helper` writes
+`sealci:NONCE:r:SERVICE` when the ports of a service accept. Markers do not decide the verdict. The container's status
+and its termination message decide the verdict.
 
 A process of the commands can find out the nonce, and then print markers of its own. The reader therefore accepts a
-marker only at a place where the supervisor can print it: the start of a later command of the action, the end of the
-command that runs, the last marker at the end of the log. Any other marker counts as output and is shown. So a log holds
-at most two markers per command, and no marker can hide output that follows it.
+marker only at a place where it can stand: a ready service before the first command, the start of a later command of the
+action, the end of the command that runs, the last marker at the end of the log. Any other marker counts as output and
+is shown. So a log holds at most two markers per command, and no marker can hide output that follows it.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from agent.domain.observations import Marker, MarkerKind
 
 LEAD = b"\x1e"
 NONCE = re.compile(r"[0-9A-Za-z]{8,64}")
-BODY = re.compile(rb"(?:(s):(\d{1,9})|([fl]):(\d{1,9}):(\d{1,3}))\n")
+BODY = re.compile(rb"(?:([rs]):(\d{1,9})|([fl]):(\d{1,9}):(\d{1,3}))\n")
 START = Cursor()
-UNFINISHED = re.compile(rb"[sfl:0-9]{0,15}")
+UNFINISHED = re.compile(rb"[rsfl:0-9]{0,15}")
 
 __all__ = ["LEAD", "NONCE", "Marker", "MarkerKind", "MarkerReader"]
 
@@ -40,13 +41,15 @@ class MarkerReader:
         nonce: the session's nonce, 8 to 64 letters and digits.
         command_count: how many commands the action has.
         start: the position in the log where the reading begins.
+        service_count: how many services the action has.
     """
 
-    def __init__(self, nonce: str, command_count: int, start: Cursor = START) -> None:
+    def __init__(self, nonce: str, command_count: int, start: Cursor = START, service_count: int = 0) -> None:
         if not NONCE.fullmatch(nonce):
             raise ValueError("a nonce is 8 to 64 letters and digits")
         self.prefix = LEAD + b"sealci:" + nonce.encode() + b":"
         self.command_count = command_count
+        self.service_count = service_count
         # Number of the last started command. If the markers right after the position `start` were already
         # reported, the number is unknown, and 0 stands for it.
         self.last_started = 0 if start.reported else start.command
@@ -113,6 +116,9 @@ class MarkerReader:
         started, command, kind, finished, code = match.groups()
         if started:
             number = int(command)
+            if started == b"r":
+                before_commands = not self.last_started and 0 < number <= self.service_count
+                return Marker(MarkerKind.READY, number, raw=raw) if before_commands else None
             # The marker of an earlier command may be missing, because of a gap in the log, or because the commands
             # redirect output.
             if not self.last_started < number <= self.command_count:

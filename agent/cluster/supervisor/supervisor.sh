@@ -34,7 +34,11 @@ trap : INT
 
 # TERM between the loop's test and `read` would go unnoticed, so `interrupt` and `pre_stop` write into this FIFO after TERM.
 __sealci_word=
-until [ "$__sealci_word" = run ] || [ -n "${__sealci_stopped-}" ]; do read -r __sealci_word; done <>"$1/go"
+# The helper of a warm pod that got no order in time writes `leave`.
+until [ "$__sealci_word" = run ] || [ -n "${__sealci_stopped-}" ]; do
+  read -r __sealci_word
+  [ "$__sealci_word" != leave ] || __sealci_stopped=0
+done <>"$1/go"
 
 __sealci_refusal=
 if [ -z "${__sealci_stopped-}" ]; then

@@ -51,15 +51,17 @@ async def send_log(session: Session, environment: Environment, settings: Setting
             match item:
                 case LogPiece():
                     for portion in portions(item, masker):
-                        await pass_on(session, stream.feed(portion), clock)
+                        await pass_on(session, environment, stream.feed(portion), clock)
                         await asyncio.sleep(0)
                 case LogGap():
-                    await pass_on(session, stream.gap(item), clock)
+                    await pass_on(session, environment, stream.gap(item), clock)
                 case LogLost():
+                    # Without the log, the agent cannot see when the services were ready.
+                    await session.services.begin_commands(environment)
                     await session.reporter.write_log(f"[the log ends here: {item.why}]")
                 case LogEnd():
                     dropped = item.dropped
-    await pass_on(session, stream.finish(dropped), clock)
+    await pass_on(session, environment, stream.finish(dropped), clock)
     session.stats.log_ended(stream)
 
 
@@ -88,19 +90,25 @@ class CommandClock:
         return time.monotonic() - self.began
 
 
-async def pass_on(session: Session, items: list[LogChunk | MarkerSeen], clock: CommandClock) -> None:
+async def pass_on(
+    session: Session, environment: Environment, items: list[LogChunk | MarkerSeen], clock: CommandClock
+) -> None:
     """Send chunks of the log, and the events that markers stand for."""
     for out in items:
         if isinstance(out, MarkerSeen):
-            await pass_on_marker(session, out, clock)
+            await pass_on_marker(session, environment, out, clock)
         else:
             await session.reporter.send(out)
 
 
-async def pass_on_marker(session: Session, out: MarkerSeen, clock: CommandClock) -> None:
+async def pass_on_marker(session: Session, environment: Environment, out: MarkerSeen, clock: CommandClock) -> None:
     """Send the event that a marker stands for."""
     marker = out.marker
+    if marker.kind is MarkerKind.READY:
+        await session.services.on_ready(marker.command, environment)
+        return
     if marker.kind is MarkerKind.STARTED:
+        await session.services.begin_commands(environment)
         clock.start(marker.command)
         session.progress.command_started(marker.command)
         await session.reporter.send(CommandStarted(marker.command, out.cursor))

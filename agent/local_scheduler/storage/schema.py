@@ -6,6 +6,7 @@ is `sqlite3.Row`, so that every column is read by its name.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
     from agent.local_scheduler.storage.changes import ActionFiles
     from agent.pipeline.events import PipelineEvent
 
-VERSION = 2
+VERSION = 3
+# The statements that bring the tables of an older version to the next version. The mode of files is not known before
+# version 3, so it becomes 0644.
+UPGRADES = {
+    1: "ALTER TABLE actions ADD COLUMN service_cursors TEXT NOT NULL DEFAULT '{}'",
+    2: "ALTER TABLE files ADD COLUMN mode INTEGER NOT NULL DEFAULT 420; "
+    "ALTER TABLE files ADD COLUMN uri TEXT NOT NULL DEFAULT ''",
+}
 TABLES = """
 CREATE TABLE pipelines (
     id TEXT PRIMARY KEY, source TEXT NOT NULL, text TEXT NOT NULL, submitted REAL NOT NULL, ended INTEGER NOT NULL
@@ -31,7 +39,8 @@ CREATE TABLE pipelines (
 CREATE TABLE actions (
     pipeline TEXT NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL, attempt INTEGER NOT NULL, claim INTEGER NOT NULL,
     agent TEXT NOT NULL, started REAL NOT NULL, seq INTEGER NOT NULL, cursor BLOB NOT NULL, stage TEXT,
-    command INTEGER NOT NULL, log_bytes INTEGER NOT NULL, cancel TEXT, outcome BLOB, PRIMARY KEY (pipeline, name)
+    command INTEGER NOT NULL, log_bytes INTEGER NOT NULL, cancel TEXT, outcome BLOB,
+    service_cursors TEXT NOT NULL DEFAULT '{}', PRIMARY KEY (pipeline, name)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE events (
     pipeline TEXT NOT NULL, position INTEGER NOT NULL, event BLOB NOT NULL, PRIMARY KEY (pipeline, position)
@@ -47,10 +56,11 @@ ON CONFLICT (id) DO UPDATE SET ended = excluded.ended
 """
 SAVE_ACTION = """
 INSERT OR REPLACE INTO actions (
-    pipeline, name, state, attempt, claim, agent, started, seq, cursor, stage, command, log_bytes, cancel, outcome
+    pipeline, name, state, attempt, claim, agent, started, seq, cursor, stage, command, log_bytes, cancel, outcome,
+    service_cursors
 ) VALUES (
     :pipeline, :name, :state, :attempt, :claim, :agent, :started, :seq, :cursor, :stage, :command, :log_bytes, :cancel,
-    :outcome
+    :outcome, :service_cursors
 )
 """
 SAVE_EVENT = "INSERT INTO events (pipeline, position, event) VALUES (:pipeline, :position, :event)"
@@ -58,26 +68,20 @@ SAVE_FILE = """
 INSERT INTO files (pipeline, action, path, size, sha256, mode, uri)
 VALUES (:pipeline, :action, :path, :size, :sha256, :mode, :uri)
 """
-# Changes the tables of version 1. The mode of their files is not known, so it becomes 0644.
-UPGRADE_1 = """
-BEGIN IMMEDIATE;
-ALTER TABLE files ADD COLUMN mode INTEGER NOT NULL DEFAULT 420;
-ALTER TABLE files ADD COLUMN uri TEXT NOT NULL DEFAULT '';
-"""
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Create the tables of a new database, or change those of an older version.
+    """Create the tables of a new database, or bring those of an older version to this version.
 
     Raises:
-        ValueError: another version created the tables.
+        ValueError: a newer version created the tables.
     """
     connection.row_factory = sqlite3.Row
     (found,) = connection.execute("PRAGMA user_version").fetchone()
+    while found in UPGRADES:
+        connection.executescript(f"BEGIN IMMEDIATE; {UPGRADES[found]}; PRAGMA user_version = {found + 1}; COMMIT;")
+        found += 1
     if found == VERSION:
-        return
-    if found == 1:
-        connection.executescript(f"{UPGRADE_1} PRAGMA user_version = {VERSION}; COMMIT;")
         return
     if found:
         raise ValueError(f"its tables have version {found}, this program reads {VERSION}")
@@ -146,6 +150,7 @@ def action_row(state: ActionState) -> dict[str, object]:
         "log_bytes": state.log_bytes,
         "cancel": state.cancel,
         "outcome": outcome,
+        "service_cursors": json.dumps({name: cursor.hex() for name, cursor in state.service_cursors.items()}),
     }
 
 
@@ -177,6 +182,7 @@ def action_state(row: sqlite3.Row) -> ActionState:
         log_bytes=row["log_bytes"],
         cancel=row["cancel"],
         outcome=event_codec.decode_outcome(wire.Finished.FromString(outcome)) if outcome else None,
+        service_cursors={name: bytes.fromhex(text) for name, text in json.loads(row["service_cursors"]).items()},
     )
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61gent/pipeline/wire/local.proto\x12\x0fsealci.local.v1\"\xb0\x01\n\rSubmitRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12<\n\x07secrets\x18\x04 \x03(\x0b\x32+.sealci.local.v1.SubmitRequest.SecretsEntry\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"/\n\x0cWatchRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\"2\n\rCancelRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\r\n\x0b\x43\x61ncelReply\"\r\n\x0bListRequest\"A\n\x0f\x44ownloadRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\x0c\"6\n\x08\x46ileData\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04mode\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"?\n\tListReply\x12\x32\n\tpipelines\x18\x01 \x03(\x0b\x32\x1f.sealci.local.v1.ListedPipeline\"w\n\x0eListedPipeline\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x11\n\tsubmitted\x18\x03 \x01(\x01\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x63tions\x18\x05 \x01(\r\x12\r\n\x05\x65nded\x18\x06 \x01(\r\"\x99\x05\n\rPipelineEvent\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x0c\n\x04time\x18\x03 \x01(\x01\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12/\n\tsubmitted\x18\n \x01(\x0b\x32\x1a.sealci.local.v1.SubmittedH\x00\x12+\n\x07started\x18\x0b \x01(\x0b\x32\x18.sealci.local.v1.StartedH\x00\x12-\n\x08\x61\x63\x63\x65pted\x18\x0c \x01(\x0b\x32\x19.sealci.local.v1.AcceptedH\x00\x12\'\n\x05stage\x18\r \x01(\x0b\x32\x16.sealci.local.v1.StageH\x00\x12:\n\x0f\x63ommand_started\x18\x0e \x01(\x0b\x32\x1f.sealci.local.v1.CommandStartedH\x00\x12<\n\x10\x63ommand_finished\x18\x0f \x01(\x0b\x32 .sealci.local.v1.CommandFinishedH\x00\x12#\n\x03log\x18\x10 \x01(\x0b\x32\x14.sealci.local.v1.LogH\x00\x12%\n\x04\x66ile\x18\x11 \x01(\x0b\x32\x15.sealci.local.v1.FileH\x00\x12+\n\x07summary\x18\x12 \x01(\x0b\x32\x18.sealci.local.v1.SummaryH\x00\x12-\n\x08\x66inished\x18\x13 \x01(\x0b\x32\x19.sealci.local.v1.FinishedH\x00\x12\'\n\x05\x65nded\x18\x14 \x01(\x0b\x32\x16.sealci.local.v1.EndedH\x00\x12+\n\x07waiting\x18\x15 \x01(\x0b\x32\x18.sealci.local.v1.WaitingH\x00\x42\x07\n\x05\x65vent\"W\n\tSubmitted\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x07\x61\x63tions\x18\x02 \x03(\x0b\x32\x1b.sealci.local.v1.ActionPlan\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\";\n\nActionPlan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05needs\x18\x02 \x03(\t\x12\x10\n\x08\x63ommands\x18\x03 \x03(\t\"\x19\n\x07Waiting\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t\"\x18\n\x07Started\x12\r\n\x05\x61gent\x18\x01 \x01(\t\"\x1f\n\x08\x41\x63\x63\x65pted\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\"&\n\x05Stage\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\x1f\n\x0e\x43ommandStarted\x12\r\n\x05index\x18\x01 \x01(\r\"D\n\x0f\x43ommandFinished\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\texit_code\x18\x02 \x01(\x05\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"C\n\x03Log\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\r\"2\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"k\n\x07Summary\x12\r\n\x05\x66iles\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x16\n\x0eleft_out_files\x18\x03 \x01(\x04\x12*\n\x08left_out\x18\x04 \x03(\x0b\x32\x18.sealci.local.v1.LeftOut\"$\n\x07LeftOut\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0b\n\x03why\x18\x02 \x01(\t\"\x92\x01\n\x08\x46inished\x12\x0e\n\x06result\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x16\n\texit_code\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x07\x63ommand\x18\x05 \x01(\r\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\x42\x0c\n\n_exit_code\"\x07\n\x05\x45nded2\xf2\x02\n\x05Local\x12J\n\x06Submit\x12\x1e.sealci.local.v1.SubmitRequest\x1a\x1e.sealci.local.v1.PipelineEvent0\x01\x12H\n\x05Watch\x12\x1d.sealci.local.v1.WatchRequest\x1a\x1e.sealci.local.v1.PipelineEvent0\x01\x12\x46\n\x06\x43\x61ncel\x12\x1e.sealci.local.v1.CancelRequest\x1a\x1c.sealci.local.v1.CancelReply\x12@\n\x04List\x12\x1c.sealci.local.v1.ListRequest\x1a\x1a.sealci.local.v1.ListReply\x12I\n\x08\x44ownload\x12 .sealci.local.v1.DownloadRequest\x1a\x19.sealci.local.v1.FileData0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61gent/pipeline/wire/local.proto\x12\x0fsealci.local.v1\"\xb0\x01\n\rSubmitRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12<\n\x07secrets\x18\x04 \x03(\x0b\x32+.sealci.local.v1.SubmitRequest.SecretsEntry\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"/\n\x0cWatchRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\"2\n\rCancelRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\r\n\x0b\x43\x61ncelReply\"\r\n\x0bListRequest\"A\n\x0f\x44ownloadRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\x0c\"6\n\x08\x46ileData\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04mode\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"?\n\tListReply\x12\x32\n\tpipelines\x18\x01 \x03(\x0b\x32\x1f.sealci.local.v1.ListedPipeline\"w\n\x0eListedPipeline\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x11\n\tsubmitted\x18\x03 \x01(\x01\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x63tions\x18\x05 \x01(\r\x12\r\n\x05\x65nded\x18\x06 \x01(\r\"\xc6\x05\n\rPipelineEvent\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x0c\n\x04time\x18\x03 \x01(\x01\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12/\n\tsubmitted\x18\n \x01(\x0b\x32\x1a.sealci.local.v1.SubmittedH\x00\x12+\n\x07started\x18\x0b \x01(\x0b\x32\x18.sealci.local.v1.StartedH\x00\x12-\n\x08\x61\x63\x63\x65pted\x18\x0c \x01(\x0b\x32\x19.sealci.local.v1.AcceptedH\x00\x12\'\n\x05stage\x18\r \x01(\x0b\x32\x16.sealci.local.v1.StageH\x00\x12:\n\x0f\x63ommand_started\x18\x0e \x01(\x0b\x32\x1f.sealci.local.v1.CommandStartedH\x00\x12<\n\x10\x63ommand_finished\x18\x0f \x01(\x0b\x32 .sealci.local.v1.CommandFinishedH\x00\x12#\n\x03log\x18\x10 \x01(\x0b\x32\x14.sealci.local.v1.LogH\x00\x12%\n\x04\x66ile\x18\x11 \x01(\x0b\x32\x15.sealci.local.v1.FileH\x00\x12+\n\x07summary\x18\x12 \x01(\x0b\x32\x18.sealci.local.v1.SummaryH\x00\x12-\n\x08\x66inished\x18\x13 \x01(\x0b\x32\x19.sealci.local.v1.FinishedH\x00\x12\'\n\x05\x65nded\x18\x14 \x01(\x0b\x32\x16.sealci.local.v1.EndedH\x00\x12+\n\x07waiting\x18\x15 \x01(\x0b\x32\x18.sealci.local.v1.WaitingH\x00\x12+\n\x07service\x18\x16 \x01(\x0b\x32\x18.sealci.local.v1.ServiceH\x00\x42\x07\n\x05\x65vent\"W\n\tSubmitted\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x07\x61\x63tions\x18\x02 \x03(\x0b\x32\x1b.sealci.local.v1.ActionPlan\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\";\n\nActionPlan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05needs\x18\x02 \x03(\t\x12\x10\n\x08\x63ommands\x18\x03 \x03(\t\"\x19\n\x07Waiting\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t\"\x18\n\x07Started\x12\r\n\x05\x61gent\x18\x01 \x01(\t\"\x1f\n\x08\x41\x63\x63\x65pted\x12\x13\n\x0b\x65nvironment\x18\x01 \x01(\t\"&\n\x05Stage\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\x1f\n\x0e\x43ommandStarted\x12\r\n\x05index\x18\x01 \x01(\r\"D\n\x0f\x43ommandFinished\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\texit_code\x18\x02 \x01(\x05\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"T\n\x03Log\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\r\x12\x0f\n\x07service\x18\x05 \x01(\t\"]\n\x07Service\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x16\n\texit_code\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\x04 \x01(\tB\x0c\n\n_exit_code\"2\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"k\n\x07Summary\x12\r\n\x05\x66iles\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x16\n\x0eleft_out_files\x18\x03 \x01(\x04\x12*\n\x08left_out\x18\x04 \x03(\x0b\x32\x18.sealci.local.v1.LeftOut\"$\n\x07LeftOut\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0b\n\x03why\x18\x02 \x01(\t\"\x92\x01\n\x08\x46inished\x12\x0e\n\x06result\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x16\n\texit_code\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x07\x63ommand\x18\x05 \x01(\r\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x0f\n\x07seconds\x18\x07 \x01(\x01\x42\x0c\n\n_exit_code\"\x07\n\x05\x45nded2\xf2\x02\n\x05Local\x12J\n\x06Submit\x12\x1e.sealci.local.v1.SubmitRequest\x1a\x1e.sealci.local.v1.PipelineEvent0\x01\x12H\n\x05Watch\x12\x1d.sealci.local.v1.WatchRequest\x1a\x1e.sealci.local.v1.PipelineEvent0\x01\x12\x46\n\x06\x43\x61ncel\x12\x1e.sealci.local.v1.CancelRequest\x1a\x1c.sealci.local.v1.CancelReply\x12@\n\x04List\x12\x1c.sealci.local.v1.ListRequest\x1a\x1a.sealci.local.v1.ListReply\x12I\n\x08\x44ownload\x12 .sealci.local.v1.DownloadRequest\x1a\x19.sealci.local.v1.FileData0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,35 +54,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTEDPIPELINE']._serialized_start=550
   _globals['_LISTEDPIPELINE']._serialized_end=669
   _globals['_PIPELINEEVENT']._serialized_start=672
-  _globals['_PIPELINEEVENT']._serialized_end=1337
-  _globals['_SUBMITTED']._serialized_start=1339
-  _globals['_SUBMITTED']._serialized_end=1426
-  _globals['_ACTIONPLAN']._serialized_start=1428
-  _globals['_ACTIONPLAN']._serialized_end=1487
-  _globals['_WAITING']._serialized_start=1489
-  _globals['_WAITING']._serialized_end=1514
-  _globals['_STARTED']._serialized_start=1516
-  _globals['_STARTED']._serialized_end=1540
-  _globals['_ACCEPTED']._serialized_start=1542
-  _globals['_ACCEPTED']._serialized_end=1573
-  _globals['_STAGE']._serialized_start=1575
-  _globals['_STAGE']._serialized_end=1613
-  _globals['_COMMANDSTARTED']._serialized_start=1615
-  _globals['_COMMANDSTARTED']._serialized_end=1646
-  _globals['_COMMANDFINISHED']._serialized_start=1648
-  _globals['_COMMANDFINISHED']._serialized_end=1716
-  _globals['_LOG']._serialized_start=1718
-  _globals['_LOG']._serialized_end=1785
-  _globals['_FILE']._serialized_start=1787
-  _globals['_FILE']._serialized_end=1837
-  _globals['_SUMMARY']._serialized_start=1839
-  _globals['_SUMMARY']._serialized_end=1946
-  _globals['_LEFTOUT']._serialized_start=1948
-  _globals['_LEFTOUT']._serialized_end=1984
-  _globals['_FINISHED']._serialized_start=1987
-  _globals['_FINISHED']._serialized_end=2133
-  _globals['_ENDED']._serialized_start=2135
-  _globals['_ENDED']._serialized_end=2142
-  _globals['_LOCAL']._serialized_start=2145
-  _globals['_LOCAL']._serialized_end=2515
+  _globals['_PIPELINEEVENT']._serialized_end=1382
+  _globals['_SUBMITTED']._serialized_start=1384
+  _globals['_SUBMITTED']._serialized_end=1471
+  _globals['_ACTIONPLAN']._serialized_start=1473
+  _globals['_ACTIONPLAN']._serialized_end=1532
+  _globals['_WAITING']._serialized_start=1534
+  _globals['_WAITING']._serialized_end=1559
+  _globals['_STARTED']._serialized_start=1561
+  _globals['_STARTED']._serialized_end=1585
+  _globals['_ACCEPTED']._serialized_start=1587
+  _globals['_ACCEPTED']._serialized_end=1618
+  _globals['_STAGE']._serialized_start=1620
+  _globals['_STAGE']._serialized_end=1658
+  _globals['_COMMANDSTARTED']._serialized_start=1660
+  _globals['_COMMANDSTARTED']._serialized_end=1691
+  _globals['_COMMANDFINISHED']._serialized_start=1693
+  _globals['_COMMANDFINISHED']._serialized_end=1761
+  _globals['_LOG']._serialized_start=1763
+  _globals['_LOG']._serialized_end=1847
+  _globals['_SERVICE']._serialized_start=1849
+  _globals['_SERVICE']._serialized_end=1942
+  _globals['_FILE']._serialized_start=1944
+  _globals['_FILE']._serialized_end=1994
+  _globals['_SUMMARY']._serialized_start=1996
+  _globals['_SUMMARY']._serialized_end=2103
+  _globals['_LEFTOUT']._serialized_start=2105
+  _globals['_LEFTOUT']._serialized_end=2141
+  _globals['_FINISHED']._serialized_start=2144
+  _globals['_FINISHED']._serialized_end=2290
+  _globals['_ENDED']._serialized_start=2292
+  _globals['_ENDED']._serialized_end=2299
+  _globals['_LOCAL']._serialized_start=2302
+  _globals['_LOCAL']._serialized_end=2672
 # @@protoc_insertion_point(module_scope)

@@ -310,6 +310,7 @@ class PipelineEvent(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     position: _builtins.int
     """from 1 without gaps"""
@@ -349,6 +350,8 @@ class PipelineEvent(_message.Message):
 
     @_builtins.property
     def waiting(self) -> Global___Waiting: ...
+    @_builtins.property
+    def service(self) -> Global___Service: ...
     def __init__(
         self,
         *,
@@ -369,12 +372,13 @@ class PipelineEvent(_message.Message):
         finished: Global___Finished | None = ...,
         ended: Global___Ended | None = ...,
         waiting: Global___Waiting | None = ...,
+        service: Global___Service | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "command_finished", b"command_finished", "command_started", b"command_started", "ended", b"ended", "event", b"event", "file", b"file", "finished", b"finished", "log", b"log", "stage", b"stage", "started", b"started", "submitted", b"submitted", "summary", b"summary", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "command_finished", b"command_finished", "command_started", b"command_started", "ended", b"ended", "event", b"event", "file", b"file", "finished", b"finished", "log", b"log", "service", b"service", "stage", b"stage", "started", b"started", "submitted", b"submitted", "summary", b"summary", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "action", b"action", "attempt", b"attempt", "command_finished", b"command_finished", "command_started", b"command_started", "ended", b"ended", "event", b"event", "file", b"file", "finished", b"finished", "log", b"log", "pipeline", b"pipeline", "position", b"position", "stage", b"stage", "started", b"started", "submitted", b"submitted", "summary", b"summary", "time", b"time", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "action", b"action", "attempt", b"attempt", "command_finished", b"command_finished", "command_started", b"command_started", "ended", b"ended", "event", b"event", "file", b"file", "finished", b"finished", "log", b"log", "pipeline", b"pipeline", "position", b"position", "service", b"service", "stage", b"stage", "started", b"started", "submitted", b"submitted", "summary", b"summary", "time", b"time", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["submitted", "started", "accepted", "stage", "command_started", "command_finished", "log", "file", "summary", "finished", "ended", "waiting"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["submitted", "started", "accepted", "stage", "command_started", "command_finished", "log", "file", "summary", "finished", "ended", "waiting", "service"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -595,13 +599,16 @@ class Log(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     source: _builtins.str
-    """commands, setup or agent"""
+    """commands, setup, agent or service"""
     offset: _builtins.int
     """position of `data` in the attempt's log, in bytes"""
     length: _builtins.int
     """number of bytes of `data`"""
+    service: _builtins.str
+    """name of the service if the source is `service`; each line of `data` begins with "[NAME] " """
     def __init__(
         self,
         *,
@@ -609,14 +616,50 @@ class Log(_message.Message):
         source: _builtins.str = ...,
         offset: _builtins.int = ...,
         length: _builtins.int = ...,
+        service: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "length", b"length", "offset", b"offset", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "length", b"length", "offset", b"offset", "service", b"service", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Log: _TypeAlias = Log  # noqa: Y015
+
+@_typing.final
+class Service(_message.Message):
+    """A service of the attempt has another state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    state: _builtins.str
+    """starting, ready or ended"""
+    exit_code: _builtins.int
+    """only if the state is `ended` and the exit code is known"""
+    message: _builtins.str
+    """for people"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: _builtins.str = ...,
+        exit_code: _builtins.int | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "message", b"message", "name", b"name", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
+    _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exit_code) -> _WhichOneofReturnType__exit_code | None: ...
+
+Global___Service: _TypeAlias = Service  # noqa: Y015
 
 @_typing.final
 class File(_message.Message):

@@ -11,6 +11,9 @@ from agent.protocol.wire import agent_pb2 as wire
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+# Maximum number of kinds of warm pods in one health report.
+MAX_WARM = 100
+
 
 def features(names: Iterable[str]) -> frozenset[domain.Feature]:
     """Return the features that a registration names. Names of a newer version are left out."""
@@ -45,6 +48,10 @@ def health_message(value: domain.Health) -> wire.Health:
         cluster_reachable=value.cluster_reachable,
         message=human_text(value.message),
         remains=value.remains,
+        warm=[
+            wire.WarmPool(image=human_text(each.image), cpu=each.cpu, memory=each.memory, idle=each.idle)
+            for each in value.warm[:MAX_WARM]
+        ],
     )
 
 
@@ -54,5 +61,11 @@ def health(message: wire.Health) -> domain.Health:
     if message.status in STATUSES.values():
         status = member("status", message.status, STATUSES)
     return domain.Health(
-        status, message.slots, message.running, message.cluster_reachable, message.message, message.remains
+        status=status,
+        slots=message.slots,
+        running=message.running,
+        cluster_reachable=message.cluster_reachable,
+        message=message.message,
+        remains=message.remains,
+        warm=tuple(domain.WarmImage(each.image, each.cpu, each.memory, each.idle) for each in message.warm[:MAX_WARM]),
     )

@@ -24,6 +24,7 @@ from agent.protocol.translate.fields import (
     member,
     seconds,
 )
+from agent.protocol.translate.services import service_changed, service_changed_message
 from agent.protocol.wire import agent_pb2 as wire
 
 # Maximum number of files in `left_out`. `MAX_WHY` limits the characters of each file's reason. With paths of 4 KiB, the
@@ -50,11 +51,13 @@ def event_message(key: domain.Key, seq: int, event: events.Event) -> wire.Event:
         case events.LogChunk():
             message.log.data = event.data
             message.log.source = SOURCES[event.source]
-            if event.cursor is not None:
-                message.log.cursor = event.cursor.encode()
+            message.log.service = event.service
+            message.log.cursor = event.service_cursor if event.cursor is None else event.cursor.encode()
         case events.StageChanged():
             message.stage.stage = STAGES[event.stage]
             message.stage.detail = human_text(event.detail)
+        case events.ServiceChanged():
+            message.service.CopyFrom(service_changed_message(event))
         case events.CommandStarted():
             message.command_started.index = event.index
             message.command_started.cursor = event.cursor.encode()
@@ -119,9 +122,9 @@ def event_of(message: wire.Event) -> events.Event | None:
     """Return the event without its number, or None for a kind of event that this version does not know."""
     match message.WhichOneof("event"):
         case "log":
-            log = message.log
-            place = cursor("log.cursor", log.cursor) if log.cursor else None
-            return events.LogChunk(log.data, place, member("log.source", log.source, SOURCES))
+            return log_chunk(message.log)
+        case "service":
+            return service_changed(message.service)
         case "stage":
             return events.StageChanged(member("stage.stage", message.stage.stage, STAGES), message.stage.detail)
         case "command_started":
@@ -141,6 +144,14 @@ def event_of(message: wire.Event) -> events.Event | None:
         case "finished":
             return events.Finished(outcome(message.finished))
     return None
+
+
+def log_chunk(message: wire.LogChunk) -> events.LogChunk:
+    source = member("log.source", message.source, SOURCES)
+    if source is events.Source.SERVICE:
+        return events.LogChunk(message.data, None, source, message.service, message.cursor)
+    place = cursor("log.cursor", message.cursor) if message.cursor else None
+    return events.LogChunk(message.data, place, source)
 
 
 def summary(message: wire.ArtifactSummary) -> events.ArtifactSummary:

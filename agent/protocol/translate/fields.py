@@ -49,6 +49,9 @@ RESULTS = {result: wire.Result.Value(result.name) for result in outcome.Result}
 REJECTIONS = {why: wire.Rejected.Why.Value(why.name) for why in Rejection}
 SOURCES = {source: wire.LogChunk.Source.Value(source.name) for source in events.Source}
 WHENS = {when: wire.ArtifactRules.When.Value(when.name) for when in domain.When}
+ON_EXITS = {on_exit: wire.Service.OnExit.Value(on_exit.name) for on_exit in domain.OnExit}
+SERVICE_LOGS = {log: wire.Service.Log.Value(log.name) for log in domain.ServiceLog}
+SERVICE_STATES = {state: wire.ServiceChanged.State.Value(state.name) for state in events.ServiceState}
 STATUSES = {status: wire.Health.Status.Value(status.name) for status in session_state.Readiness}
 
 

@@ -20,6 +20,7 @@ from agent.protocol.translate.fields import (
     refuse_unknown_fields,
     seconds,
 )
+from agent.protocol.translate.services import resources, resources_message, service, service_message
 from agent.protocol.wire import agent_pb2 as wire
 
 # Number of bytes of a SHA-256 digest.
@@ -51,13 +52,12 @@ def action(message: wire.Action) -> domain.Action:
         env=dict(message.env),
         secrets=dict(message.secrets),
         repository=repository(message.repository) if message.HasField("repository") else None,
-        resources=domain.Resources(
-            message.resources.cpu, message.resources.memory, message.resources.ephemeral_storage
-        ),
+        resources=resources(message.resources),
         timeout=timeout,
         artifacts=artifact_rules(message.artifacts),
         traceparent=message.traceparent,
         pipefail=message.shell.pipefail if message.shell.HasField("pipefail") else None,
+        services=tuple(service(each, number) for number, each in enumerate(message.services, 1)),
         environment_class=message.environment_class,
         inputs=inputs(message),
     )
@@ -140,7 +140,8 @@ def resume(message: wire.Resume) -> session_state.Resume:
         command=message.command,
         cancel=cancel(message.pending_cancel) if message.HasField("pending_cancel") else None,
         secrets=dict(message.secrets),
-        inputs=inputs(message.action),
+        service_cursors=dict(message.service_cursors),
+        action=action(message.action) if message.HasField("action") else None,
     )
 
 
@@ -157,17 +158,14 @@ def action_message(value: domain.Action) -> wire.Action:
         commands=value.commands,
         env=value.env,
         secrets=value.secrets,
-        resources=wire.Resources(
-            cpu=value.resources.cpu,
-            memory=value.resources.memory,
-            ephemeral_storage=value.resources.ephemeral_storage,
-        ),
+        resources=resources_message(value.resources),
         timeout=duration(value.timeout) if value.timeout is not None else None,
         artifacts=wire.ArtifactRules(
             paths=value.artifacts.paths, exclude=value.artifacts.exclude, when=WHENS[value.artifacts.when]
         ),
         traceparent=value.traceparent,
         shell=wire.Shell(pipefail=value.pipefail) if value.pipefail is not None else None,
+        services=[service_message(each) for each in value.services],
         environment_class=value.environment_class,
         inputs=[input_message(each) for each in value.inputs],
     )
@@ -212,5 +210,6 @@ def resume_message(value: session_state.Resume) -> wire.Resume:
         command=value.command,
         pending_cancel=cancel_message(value.key.attempt_key, value.cancel) if value.cancel is not None else None,
         secrets=value.secrets,
-        action=wire.Action(inputs=[input_message(each) for each in value.inputs]) if value.inputs else None,
+        service_cursors=value.service_cursors,
+        action=action_message(value.action) if value.action is not None else None,
     )

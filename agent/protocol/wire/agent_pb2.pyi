@@ -14,6 +14,7 @@ Words
   environment  the pod of one attempt
   claim        the number of a session's owner, from 1. Agents raise it by one at each adoption, never the scheduler
   adoption     an agent of the pool takes over a session of another agent that died or left
+  service      a program that runs beside the commands, such as a database
   cursor       a position in the log of an environment
   state loss   a scheduler restarted without its stored state
 
@@ -166,6 +167,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """the scheduler or a person cancelled the action"""
     ARTIFACTS_FAILED: _Reason.ValueType  # 8
     """the commands succeeded, but the files could not be collected"""
+    SERVICE_FAILED: _Reason.ValueType  # 9
+    """a service did not become ready, or ended too early"""
     INPUT_MISSING: _Reason.ValueType  # 10
     """a file of another action that this action needs is not stored"""
     UNSCHEDULABLE: _Reason.ValueType  # 32
@@ -210,6 +213,8 @@ CANCELLED_BY_REQUEST: Reason.ValueType  # 7
 """the scheduler or a person cancelled the action"""
 ARTIFACTS_FAILED: Reason.ValueType  # 8
 """the commands succeeded, but the files could not be collected"""
+SERVICE_FAILED: Reason.ValueType  # 9
+"""a service did not become ready, or ended too early"""
 INPUT_MISSING: Reason.ValueType  # 10
 """a file of another action that this action needs is not stored"""
 UNSCHEDULABLE: Reason.ValueType  # 32
@@ -447,6 +452,7 @@ class Health(_message.Message):
     CLUSTER_REACHABLE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     REMAINS_FIELD_NUMBER: _builtins.int
+    WARM_FIELD_NUMBER: _builtins.int
     status: Global___Health.Status.ValueType
     slots: _builtins.int
     running: _builtins.int
@@ -456,6 +462,10 @@ class Health(_message.Message):
     """the reason of DEGRADED, for people"""
     remains: _builtins.int
     """number of objects in the cluster that the agent could not delete so far"""
+    @_builtins.property
+    def warm(self) -> _containers.RepeatedCompositeFieldContainer[Global___WarmPool]:
+        """at most 100 kinds of warm pods that wait; an action with this shape begins at once"""
+
     def __init__(
         self,
         *,
@@ -465,14 +475,48 @@ class Health(_message.Message):
         cluster_reachable: _builtins.bool = ...,
         message: _builtins.str = ...,
         remains: _builtins.int = ...,
+        warm: _abc.Iterable[Global___WarmPool] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_reachable", b"cluster_reachable", "message", b"message", "remains", b"remains", "running", b"running", "slots", b"slots", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_reachable", b"cluster_reachable", "message", b"message", "remains", b"remains", "running", b"running", "slots", b"slots", "status", b"status", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Health: _TypeAlias = Health  # noqa: Y015
+
+@_typing.final
+class WarmPool(_message.Message):
+    """Warm pods of one shape that wait for an action. Part of Health. A scheduler may prefer an agent whose warm pods fit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    CPU_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    IDLE_FIELD_NUMBER: _builtins.int
+    image: _builtins.str
+    """as in Action.image"""
+    cpu: _builtins.str
+    """request, with the policy's default in place of an empty value"""
+    memory: _builtins.str
+    idle: _builtins.int
+    """number of waiting pods"""
+    def __init__(
+        self,
+        *,
+        image: _builtins.str = ...,
+        cpu: _builtins.str = ...,
+        memory: _builtins.str = ...,
+        idle: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "idle", b"idle", "image", b"image", "memory", b"memory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WarmPool: _TypeAlias = WarmPool  # noqa: Y015
 
 @_typing.final
 class Event(_message.Message):
@@ -495,6 +539,7 @@ class Event(_message.Message):
     LOG_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     attempt: _builtins.int
     claim: _builtins.int
@@ -520,6 +565,10 @@ class Event(_message.Message):
     def finished(self) -> Global___Outcome:
         """the last event; the agent deletes the environment only after its Ack"""
 
+    @_builtins.property
+    def service(self) -> Global___ServiceChanged:
+        """feature `services`"""
+
     def __init__(
         self,
         *,
@@ -535,12 +584,13 @@ class Event(_message.Message):
         log: Global___LogChunk | None = ...,
         artifacts: Global___ArtifactSummary | None = ...,
         finished: Global___Outcome | None = ...,
+        service: Global___ServiceChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifacts", b"artifacts", "command_finished", b"command_finished", "command_started", b"command_started", "event", b"event", "finished", b"finished", "log", b"log", "rejected", b"rejected", "stage", b"stage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifacts", b"artifacts", "command_finished", b"command_finished", "command_started", b"command_started", "event", b"event", "finished", b"finished", "log", b"log", "rejected", b"rejected", "service", b"service", "stage", b"stage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "command_finished", b"command_finished", "command_started", b"command_started", "event", b"event", "finished", b"finished", "log", b"log", "rejected", b"rejected", "seq", b"seq", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "command_finished", b"command_finished", "command_started", b"command_started", "event", b"event", "finished", b"finished", "log", b"log", "rejected", b"rejected", "seq", b"seq", "service", b"service", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "rejected", "stage", "command_started", "command_finished", "log", "artifacts", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "rejected", "stage", "command_started", "command_finished", "log", "artifacts", "finished", "service"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -722,6 +772,8 @@ class LogChunk(_message.Message):
         """a report of the agent about the set-up, or output of the clone"""
         AGENT: LogChunk._Source.ValueType  # 3
         """a notice of the agent: a log gap, a truncated log, files that were left out"""
+        SERVICE: LogChunk._Source.ValueType  # 4
+        """output of a service (feature `services`); `data` ends with a line end, and `cursor` belongs to the"""
 
     class Source(_Source, metaclass=_SourceEnumTypeWrapper): ...
     SOURCE_UNSPECIFIED: LogChunk.Source.ValueType  # 0
@@ -731,29 +783,92 @@ class LogChunk(_message.Message):
     """a report of the agent about the set-up, or output of the clone"""
     AGENT: LogChunk.Source.ValueType  # 3
     """a notice of the agent: a log gap, a truncated log, files that were left out"""
+    SERVICE: LogChunk.Source.ValueType  # 4
+    """output of a service (feature `services`); `data` ends with a line end, and `cursor` belongs to the"""
 
     DATA_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """up to 256 KiB as written; may end within a line or a character; secret values are masked"""
     cursor: _builtins.bytes
     """position of the chunk's end in the environment's log; opaque; the scheduler returns it in Resume"""
     source: Global___LogChunk.Source.ValueType
+    service: _builtins.str
+    """name of the service; empty for every other source"""
     def __init__(
         self,
         *,
         data: _builtins.bytes = ...,
         cursor: _builtins.bytes = ...,
         source: Global___LogChunk.Source.ValueType = ...,
+        service: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "data", b"data", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "data", b"data", "service", b"service", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogChunk: _TypeAlias = LogChunk  # noqa: Y015
+
+@_typing.final
+class ServiceChanged(_message.Message):
+    """A service of the session has another state. Sent by the agent. The scheduler must accept the same state twice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ServiceChanged._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: ServiceChanged._State.ValueType  # 0
+        STARTING: ServiceChanged._State.ValueType  # 1
+        """its container does not run yet, or the service is not ready"""
+        READY: ServiceChanged._State.ValueType  # 2
+        """its ports accept, and its health command succeeded"""
+        ENDED: ServiceChanged._State.ValueType  # 3
+        """its container ended"""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: ServiceChanged.State.ValueType  # 0
+    STARTING: ServiceChanged.State.ValueType  # 1
+    """its container does not run yet, or the service is not ready"""
+    READY: ServiceChanged.State.ValueType  # 2
+    """its ports accept, and its health command succeeded"""
+    ENDED: ServiceChanged.State.ValueType  # 3
+    """its container ended"""
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    state: Global___ServiceChanged.State.ValueType
+    exit_code: _builtins.int
+    """only if the state is ENDED and the exit code is known"""
+    message: _builtins.str
+    """for people"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: Global___ServiceChanged.State.ValueType = ...,
+        exit_code: _builtins.int | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "message", b"message", "name", b"name", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
+    _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exit_code) -> _WhichOneofReturnType__exit_code | None: ...
+
+Global___ServiceChanged: _TypeAlias = ServiceChanged  # noqa: Y015
 
 @_typing.final
 class ArtifactSummary(_message.Message):
@@ -1075,6 +1190,7 @@ class Action(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     SHELL_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_CLASS_FIELD_NUMBER: _builtins.int
@@ -1120,6 +1236,10 @@ class Action(_message.Message):
     @_builtins.property
     def artifacts(self) -> Global___ArtifactRules: ...
     @_builtins.property
+    def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___Service]:
+        """feature `services`; the commands start when all services are ready"""
+
+    @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Input]:
         """files of other actions for the workspace, before the first command (feature `inputs`)"""
 
@@ -1143,17 +1263,210 @@ class Action(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         artifacts: Global___ArtifactRules | None = ...,
         traceparent: _builtins.str = ...,
+        services: _abc.Iterable[Global___Service] | None = ...,
         inputs: _abc.Iterable[Global___Input] | None = ...,
         shell: Global___Shell | None = ...,
         environment_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "repository", b"repository", "resources", b"resources", "shell", b"shell", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "commands", b"commands", "env", b"env", "environment_class", b"environment_class", "image", b"image", "inputs", b"inputs", "name", b"name", "repository", b"repository", "resources", b"resources", "secrets", b"secrets", "shell", b"shell", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "commands", b"commands", "env", b"env", "environment_class", b"environment_class", "image", b"image", "inputs", b"inputs", "name", b"name", "repository", b"repository", "resources", b"resources", "secrets", b"secrets", "services", b"services", "shell", b"shell", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Action: _TypeAlias = Action  # noqa: Y015
+
+@_typing.final
+class Service(_message.Message):
+    """A program that runs beside the commands in the same pod, such as a database. Part of Action (feature `services`).
+    The commands and the other services reach the service by its name, at 127.0.0.1. The service does not have the
+    workspace, the variables of the commands, or any secret that it does not name.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _OnExit:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OnExitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Service._OnExit.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ON_EXIT_UNSPECIFIED: Service._OnExit.ValueType  # 0
+        """as CRASH_FAILS"""
+        CRASH_FAILS: Service._OnExit.ValueType  # 1
+        """the action fails if the service ends with an exit code other than 0 while the commands run"""
+        ANY_FAILS: Service._OnExit.ValueType  # 2
+        """the action fails if the service ends while the commands run"""
+        IGNORE: Service._OnExit.ValueType  # 3
+        """the end of the service is only reported"""
+
+    class OnExit(_OnExit, metaclass=_OnExitEnumTypeWrapper): ...
+    ON_EXIT_UNSPECIFIED: Service.OnExit.ValueType  # 0
+    """as CRASH_FAILS"""
+    CRASH_FAILS: Service.OnExit.ValueType  # 1
+    """the action fails if the service ends with an exit code other than 0 while the commands run"""
+    ANY_FAILS: Service.OnExit.ValueType  # 2
+    """the action fails if the service ends while the commands run"""
+    IGNORE: Service.OnExit.ValueType  # 3
+    """the end of the service is only reported"""
+
+    class _Log:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _LogEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Service._Log.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        LOG_UNSPECIFIED: Service._Log.ValueType  # 0
+        """as ON_FAILURE"""
+        ON_FAILURE: Service._Log.ValueType  # 1
+        """the agent sends the last 64 KiB if the action failed"""
+        LIVE: Service._Log.ValueType  # 2
+        """the agent sends the log as the service writes it"""
+        NONE: Service._Log.ValueType  # 3
+        """the agent never sends the log"""
+
+    class Log(_Log, metaclass=_LogEnumTypeWrapper): ...
+    LOG_UNSPECIFIED: Service.Log.ValueType  # 0
+    """as ON_FAILURE"""
+    ON_FAILURE: Service.Log.ValueType  # 1
+    """the agent sends the last 64 KiB if the action failed"""
+    LIVE: Service.Log.ValueType  # 2
+    """the agent sends the log as the service writes it"""
+    NONE: Service.Log.ValueType  # 3
+    """the agent never sends the log"""
+
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    ARGS_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    SCRATCH_FIELD_NUMBER: _builtins.int
+    PRIVILEGED_FIELD_NUMBER: _builtins.int
+    ON_EXIT_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """DNS label of at most 50 characters, unique in the action; also the host name"""
+    image: _builtins.str
+    privileged: _builtins.bool
+    """root on the node; only where the agent's policy names the image"""
+    on_exit: Global___Service.OnExit.ValueType
+    log: Global___Service.Log.ValueType
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """further host names"""
+
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """replaces the ENTRYPOINT of the image; empty: the image's"""
+
+    @_builtins.property
+    def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """replaces the CMD of the image; empty: the image's"""
+
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """environment variables of the service"""
+
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names from Action.secrets that the service gets as environment variables"""
+
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """TCP ports at 127.0.0.1; the service is ready when all of them accept"""
+
+    @_builtins.property
+    def health(self) -> Global___HealthCommand:
+        """unset: the ports alone decide; without ports, a service that runs is ready"""
+
+    @_builtins.property
+    def resources(self) -> Global___Resources: ...
+    @_builtins.property
+    def scratch(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """absolute paths of writable folders, empty at the start"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        image: _builtins.str = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        args: _abc.Iterable[_builtins.str] | None = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        secrets: _abc.Iterable[_builtins.str] | None = ...,
+        ports: _abc.Iterable[_builtins.int] | None = ...,
+        health: Global___HealthCommand | None = ...,
+        resources: Global___Resources | None = ...,
+        scratch: _abc.Iterable[_builtins.str] | None = ...,
+        privileged: _builtins.bool = ...,
+        on_exit: Global___Service.OnExit.ValueType = ...,
+        log: Global___Service.Log.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "resources", b"resources"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "args", b"args", "command", b"command", "env", b"env", "health", b"health", "image", b"image", "log", b"log", "name", b"name", "on_exit", b"on_exit", "ports", b"ports", "privileged", b"privileged", "resources", b"resources", "scratch", b"scratch", "secrets", b"secrets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Service: _TypeAlias = Service  # noqa: Y015
+
+@_typing.final
+class HealthCommand(_message.Message):
+    """A command that succeeds when the service is ready. It runs once a second in the container of the service.
+    Part of Service.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """a program and its arguments; no shell is involved"""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """time until the service must be ready; unset: the setting of the agent"""
+
+    def __init__(
+        self,
+        *,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HealthCommand: _TypeAlias = HealthCommand  # noqa: Y015
 
 @_typing.final
 class Shell(_message.Message):
@@ -1297,8 +1610,8 @@ Global___InputFile: _TypeAlias = InputFile  # noqa: Y015
 
 @_typing.final
 class Resources(_message.Message):
-    """Resources of the commands' container, as Kubernetes quantities ("500m", "1Gi"). Part of Action.
-    Empty: the policy's default.
+    """Resources of a container, as Kubernetes quantities ("500m", "1Gi"). Part of Action, for the commands, and of Service.
+    Empty: the default of the agent's policy for commands, or of its settings for services.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1485,6 +1798,26 @@ class Resume(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ServiceCursorsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ACTION_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     CLAIM_FIELD_NUMBER: _builtins.int
@@ -1495,6 +1828,7 @@ class Resume(_message.Message):
     PENDING_CANCEL_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
+    SERVICE_CURSORS_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     attempt: _builtins.int
     claim: _builtins.int
@@ -1516,9 +1850,14 @@ class Resume(_message.Message):
 
     @_builtins.property
     def action(self) -> Global___Action:
-        """The inputs of the action, in an Action whose other fields the agent ignores. An adopting agent needs the inputs
-        unless a command has started. Unset if the action has no inputs.
+        """The whole action, for an adopting agent. The agent begins the action if its former agent was lost before the first
+        command in a warm pod, and copies the inputs again if no command has started. Unset: the attempt then ends with
+        INTERNAL.
         """
+
+    @_builtins.property
+    def service_cursors(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """by service: cursor of the last stored chunk of its log"""
 
     def __init__(
         self,
@@ -1533,10 +1872,11 @@ class Resume(_message.Message):
         pending_cancel: Global___Cancel | None = ...,
         secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         action: Global___Action | None = ...,
+        service_cursors: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "pending_cancel", b"pending_cancel"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "action_id", b"action_id", "attempt", b"attempt", "claim", b"claim", "command", b"command", "cursor", b"cursor", "pending_cancel", b"pending_cancel", "secrets", b"secrets", "seq", b"seq", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "action_id", b"action_id", "attempt", b"attempt", "claim", b"claim", "command", b"command", "cursor", b"cursor", "pending_cancel", b"pending_cancel", "secrets", b"secrets", "seq", b"seq", "service_cursors", b"service_cursors", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ Words
   environment  the pod of one attempt
   claim        the number of a session's owner, from 1. Agents raise it by one at each adoption, never the scheduler
   adoption     an agent of the pool takes over a session of another agent that died or left
+  service      a program that runs beside the commands, such as a database
   cursor       a position in the log of an environment
   state loss   a scheduler restarted without its stored state
 

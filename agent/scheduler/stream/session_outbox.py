@@ -74,7 +74,7 @@ class KeptEvent:
         last = self.event
         return (
             isinstance(last, LogChunk)
-            and last.source is chunk.source
+            and (last.source, last.service) == (chunk.source, chunk.service)
             and (last.cursor is None or chunk.cursor is not None)
             and self.size + len(chunk.data) <= MAX_JOINED
         )
@@ -82,7 +82,7 @@ class KeptEvent:
     def join(self, chunk: LogChunk) -> None:
         """Append a chunk for which `can_join` is true."""
         assert isinstance(self.event, LogChunk)  # noqa: S101 - `can_join` has checked the type
-        self.event = replace(self.event, cursor=chunk.cursor)
+        self.event = replace(self.event, cursor=chunk.cursor, service_cursor=chunk.service_cursor)
         self.more.append(chunk.data)
         self.size += len(chunk.data)
         self.cost += len(chunk.data)

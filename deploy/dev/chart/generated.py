@@ -105,6 +105,8 @@ NARROWED: dict[str, Schema] = {
     "podMonitor.enabled": SWITCH,
     "podMonitor.metricRelabelings": OBJECTS,
     "podMonitor.relabelings": OBJECTS,
+    "prepull.images": STRINGS,
+    "prepull.resources": RESOURCES,
     "prometheusRule.enabled": SWITCH,
     "rbac.extraRules": OBJECTS,
     "replicaCount": {"type": ["integer", "null"], "minimum": 0},

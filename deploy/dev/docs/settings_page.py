@@ -122,8 +122,10 @@ def of_annotation(annotation: Any) -> str:
         return ", ".join(f"`{each}`" for each in arguments)
     if origin is tuple:
         item = of_annotation(arguments[0])
-        return f"list of {item}{'s' if item == 'number' else ''}"
+        return f"list of {item}{'s' if item in ('number', 'map') else ''}"
     if origin is dict:
+        return "map"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "map"
     return TYPES.get(annotation, "path")
 

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from agent.cluster.in_pod.packaging import LOG_FOLDER
+from agent.cluster.packaging import LOG_FOLDER
 from agent.domain.json import Object
 from tests.bench.scripted.archive import archive
 from tests.bench.scripted.connection import Connection

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.cluster.in_pod.packaging import SNAPSHOT
+from agent.cluster.packaging import SNAPSHOT
 from tests.e2e import kube
 from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, until
 from tests.faults.cluster.proxied_agent import proxied_agent

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from agent.app.status import AgentStatus
-from agent.cluster.environment.capabilities import ClusterFacts
+from agent.cluster.capabilities import ClusterFacts
 from agent.cluster.ownership.leases import Leases
 from agent.settings import Settings
 from tests.unit.cluster.ownership.test_leases import ME, Api

@@ -97,3 +97,10 @@ def test_run_refuses_what_the_policy_forbids_before_anything_starts(folder: Path
     result = CliRunner().invoke(cli, ["run", "p.yaml"])
     assert isinstance(result.exception, SettingsError)
     assert str(result.exception) == ("p.yaml: a: timeout: 7776000 s is not allowed; more than 0, at most 86400 s")
+
+
+def test_run_refuses_a_class_that_its_settings_do_not_have_with_the_list(folder: Path) -> None:
+    (folder / "p.yaml").write_text("actions:\n  a: {configuration: {container: i}, commands: [x], class: gpux}\n")
+    result = CliRunner().invoke(cli, ["run", "p.yaml", "--set", "environment.classes={large: {}, gpu: {}}"])
+    assert isinstance(result.exception, SettingsError)
+    assert str(result.exception) == "p.yaml: a: class: there is no class 'gpux'; there are: large, gpu"

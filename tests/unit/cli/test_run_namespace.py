@@ -49,6 +49,7 @@ def test_run_uses_the_namespace_of_the_context(
         file=file,
         artifacts=None,
         output="plain",
+        timestamps=False,
         quiet=False,
         only=(),
         listing=False,

@@ -18,7 +18,7 @@ from agent.console.follower import print_notice
 from agent.console.line_view import LineView
 from agent.console.live_view import LiveView
 from agent.console.open_view import open_view
-from agent.console.report_files import junit, markdown
+from agent.console.reports.report_files import junit, markdown
 from agent.domain.errors import Reason, Stage
 from agent.domain.events import Accepted, Source, StageChanged
 from agent.domain.outcome import Outcome, Result

@@ -6,22 +6,33 @@ import io
 import json
 import re
 import sys
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
 
-from agent.console.final_summary import file_lines, outcome_table
 from agent.console.formatting import duration_text, size_text
 from agent.console.json_view import JsonView
 from agent.console.line_view import LineView
 from agent.console.live_view import LiveView
 from agent.console.open_view import open_view
-from agent.console.run_report import ExitCode, Report
+from agent.console.reports.final_summary import file_lines, outcome_table
+from agent.console.reports.run_report import ExitCode, Report
 from agent.console.terminal_text import last_state
 from agent.console.view import View
 from agent.domain.errors import Reason, Stage
-from agent.domain.events import Accepted, ArtifactSummary, CommandFinished, CommandStarted, Source, StageChanged
+from agent.domain.events import (
+    Accepted,
+    ArtifactSummary,
+    CommandFinished,
+    CommandStarted,
+    ServiceChanged,
+    ServiceState,
+    Source,
+    StageChanged,
+)
 from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Outcome, Result
 from agent.pipeline.event_codec import decode, encode
@@ -90,17 +101,22 @@ def test_lines_of_a_single_action_have_no_prefix_and_show_each_command() -> None
         ("", plans("a")),
         ("a", WaitingForAgent("no agent")),
         ("a", StageChanged(Stage.SETUP, "pulling image x")),
+        ("a", ServiceChanged("db", ServiceState.STARTING)),
+        ("a", ServiceChanged("db", ServiceState.READY)),
         ("a", StageChanged(Stage.COMMANDS)),
         ("a", CommandStarted(1, Cursor())),
         ("a", log(b"no end")),
+        ("a", LogText(b"[db] x\n", Source.SERVICE, 0, "db")),
         ("a", CommandStarted(2, Cursor())),
         ("a", ArtifactSummary(2, 3 << 20, (), 1)),
         ("a", ActionEnded(FAILED, 2.0)),
     ) == [
         "· waiting: no agent",
         "· setup: pulling image x",
+        "· service db: ready",
         "$ make ...",
         "no end",
+        "[db] x",
         "$ true",
         "· 2 files, 3.0 MiB, 1 left out",
         "· failed COMMAND_FAILED (exit code 3), the user's fault: command 1 ended with 3",
@@ -138,6 +154,8 @@ def test_json_objects_have_exactly_these_keys() -> None:
         ("a", WaitingForAgent("no agent")),
         ("a", Started("pod.1")),
         ("a", StageChanged(Stage.SETUP, "pulling")),
+        ("a", ServiceChanged("db", ServiceState.ENDED, 3, "killed for memory")),
+        ("a", LogText(b"[db] x\n", Source.SERVICE, 0, "db")),
         ("a", CommandStarted(1, Cursor())),
         ("a", log(b"\xc3")),
         ("a", log(b"\xa9 \xff\r\n")),
@@ -151,6 +169,15 @@ def test_json_objects_have_exactly_these_keys() -> None:
         {"event": "submitted", "pipeline": "id", "name": "p", "folder": "/folder"},
         {"event": "waiting", "action": "a", "detail": "no agent"},
         {"event": "stage", "action": "a", "stage": "setup", "detail": "pulling"},
+        {
+            "event": "service",
+            "action": "a",
+            "name": "db",
+            "state": "ended",
+            "exit_code": 3,
+            "message": "killed for memory",
+        },
+        {"event": "log", "action": "a", "text": "[db] x\n", "source": "service", "service": "db"},
         {"event": "log", "action": "a", "text": "é �\r\n", "source": "commands"},
         {"event": "command", "action": "a", "index": 1, "exit_code": 3, "seconds": 0.25},
         {"event": "artifact", "action": "a", "path": "d/�", "size": 5, "sha256": "0102"},
@@ -407,6 +434,38 @@ def test_the_tree_follows_the_needs() -> None:
     ]
 
 
+def test_the_tree_has_a_line_for_each_service_of_a_running_action() -> None:
+    view = live_view(
+        ("", diamond()),
+        ("build", Started("x")),
+        ("build", StageChanged(Stage.SETUP, "waiting for service queue: port 6379")),
+        ("build", ServiceChanged("db", ServiceState.READY)),
+        ("build", ServiceChanged("queue", ServiceState.STARTING)),
+        ("build", ServiceChanged("job", ServiceState.ENDED, 1, "killed for memory")),
+    )
+    assert picture(view)[1:5] == [
+        "└── ⠋ build  setup 10.0 s  waiting for service queue: port 6379",
+        "      service db  ready 10.0 s",
+        "      service queue  starting 10.0 s",
+        "      service job  ended with exit code 1: killed for memory 10.0 s",
+    ]
+
+
+def test_the_block_of_a_failed_service_has_its_last_lines() -> None:
+    failed = Outcome(Result.FAILED, Stage.SETUP, Reason.SERVICE_FAILED, message="service db ended with exit code 1")
+    text = summary(
+        ("", plans("a")),
+        ("a", Started("x")),
+        ("a", StageChanged(Stage.SETUP)),
+        ("a", ServiceChanged("db", ServiceState.ENDED, 1)),
+        ("a", LogText(b"[db] boom\n[db] bye\n", Source.SERVICE, 0, "db")),
+        ("a", ActionEnded(failed, 2.0)),
+    )
+    assert "✘ a: service db ended with exit code 1" in text
+    assert "the last 2 lines of service db:\n  │ [db] boom\n  │ [db] bye\n" in text
+    assert "SERVICE_FAILED, the user's fault" in text
+
+
 def test_an_action_that_has_ended_is_one_line() -> None:
     view = live_view(
         ("", diamond()),
@@ -472,6 +531,9 @@ def test_standard_error_works_again_after_the_terminal_is_gone() -> None:
         WaitingForAgent("no agent"),
         Started("pod.1"),
         StageChanged(Stage.SETUP, "x"),
+        ServiceChanged("db", ServiceState.ENDED, 3, "killed for memory"),
+        ServiceChanged("db", ServiceState.READY),
+        LogText(b"[db] a\n", Source.SERVICE, 3, "db"),
         CommandStarted(2, Cursor()),
         CommandFinished(2, -1, 0.5, Cursor()),
         log(b"\xff", Source.SETUP),
@@ -516,3 +578,19 @@ def test_names_and_outcomes_are_readable_in_a_narrow_window(width: int) -> None:
     assert len(set(shown)) == 3, "names that differ at their ends stay apart"
     assert (shown == names) == (width >= 100)
     assert all(len(row) <= width for row in output.getvalue().splitlines())
+
+
+def test_timestamps_stand_before_each_line_and_in_each_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    bodies = (("", plans("a", "b")), ("a", log(b"one\ntwo\n")), ("a", ActionEnded(FAILED, 1.0)))
+    texts = {}
+    for output in ("auto", "json"):
+        stream = io.StringIO()
+        view = open_view(output, stream, {}, timestamps=True)
+        for event, seconds in zip(events(*bodies), (0.0, 3661.25, float("nan")), strict=True):
+            view.show(replace(event, time=seconds))
+        texts[output] = stream.getvalue().splitlines()
+    assert texts["auto"][:2] == ["01:01:01.250 a │ one", "01:01:01.250 a │ two"]
+    assert texts["auto"][2].startswith("--:--:--.--- a │ · failed")
+    assert [json.loads(line)["time"] for line in texts["json"][:2]] == [0.0, 3661.25]

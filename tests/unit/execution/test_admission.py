@@ -9,7 +9,8 @@ import pytest
 
 from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources
 from agent.domain.errors import ActionFailed, Reason, Stage
-from agent.execution.admission import MAX_COMMANDS_BYTES, MAX_VARIABLE_BYTES, MAX_VARIABLES_BYTES, admit
+from agent.execution.admission import MAX_COMMANDS_BYTES, MAX_VARIABLES_BYTES, admit
+from agent.execution.admission_checks import MAX_VARIABLE_BYTES
 from agent.settings import PolicySettings
 
 ACTION = Action(Key("build"), "alpine:3", ("true",))

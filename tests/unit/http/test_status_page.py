@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 from agent.domain.errors import Reason, Stage
 from agent.domain.outcome import Outcome, Result
-from agent.domain.session_state import Health, Readiness
+from agent.domain.session_state import Health, Readiness, WarmImage
 from agent.http.status_page import SessionRow, Snapshot, page
 
 NASTY = '<img src=x onerror="alert(1)">&'
@@ -27,12 +27,13 @@ class Tags(HTMLParser):
         self.text += f"{data}\n"
 
 
-def shown(*recent: SessionRow, health: Health | None = None, not_ready: str = "") -> Tags:
+def shown(*recent: SessionRow, health: Health | None = None, not_ready: str = "", warm: bool = False) -> Tags:
     health = health or Health(Readiness.READY, slots=4, running=1)
     stages = (("setup", 2.0), ("commands", 73.0))
     running = (SessionRow("run/1", 1, "image", "commands", 75.0, stages, environment_class="gpu"),)
     tags = Tags()
-    tags.feed(page(Snapshot("1.0", "pool", "pod.nonce", health, not_ready, 3, running, recent, ("large", "gpu"))))
+    classes = ("large", "gpu")
+    tags.feed(page(Snapshot("1.0", "pool", "pod.nonce", health, not_ready, 3, running, recent, classes, warm)))
     return tags
 
 
@@ -61,3 +62,12 @@ def test_the_page_shows_how_the_agent_is() -> None:
     text = shown(health=away, not_ready="the cluster does not answer").text
     assert "the cluster does not answer" in text
     assert "No action has ended since the start." in text
+    assert "warm pods" not in text
+
+
+def test_the_page_shows_the_warm_pods_if_they_are_on() -> None:
+    assert "none waits" in shown(warm=True).text
+    health = Health(Readiness.READY, slots=4, warm=(WarmImage(NASTY, "1", "1Gi", 3),))
+    tags = shown(health=health, warm=True)
+    assert f"3 of {NASTY} (1, 1Gi)" in tags.text
+    assert not tags.tags & {"img", "script"}

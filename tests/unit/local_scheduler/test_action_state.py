@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 
 from agent.domain.errors import Reason, Stage
-from agent.domain.events import CommandStarted, Event, Finished, LogChunk, Source, StageChanged
+from agent.domain.events import (
+    CommandStarted,
+    Event,
+    Finished,
+    LogChunk,
+    ServiceChanged,
+    ServiceState,
+    Source,
+    StageChanged,
+)
 from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Outcome, Result
 from agent.local_scheduler.action_state import ActionState, ActionStatus, Admission, admission, advance
@@ -42,6 +51,16 @@ def test_admission(status: ActionStatus, seq: int, expected: Admission) -> None:
         (CommandStarted(2, CURSOR), {"command": 2, "cursor": CURSOR.encode()}, CommandStarted(2, CURSOR)),
         (LogChunk(b"ab", CURSOR), {"log_bytes": 6, "cursor": CURSOR.encode()}, LogText(b"ab", Source.COMMANDS, 4)),
         (LogChunk(b"ab", None, Source.AGENT), {"log_bytes": 6}, LogText(b"ab", Source.AGENT, 4)),
+        (
+            LogChunk(b"ab\ncd\n", None, Source.SERVICE, "db", b"1|x|2"),
+            {"log_bytes": 20, "service_cursors": {"db": b"1|x|2"}},
+            LogText(b"[db] ab\n[db] cd\n", Source.SERVICE, 4, "db"),
+        ),
+        (
+            ServiceChanged("db", ServiceState.ENDED, 1),
+            {},
+            ServiceChanged("db", ServiceState.ENDED, 1),
+        ),
         (Finished(FAILED), {"status": ActionStatus.ENDED, "outcome": FAILED}, ActionEnded(FAILED, 2.0)),
         (None, {}, None),
     ],

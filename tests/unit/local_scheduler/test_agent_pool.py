@@ -5,7 +5,7 @@ An agent has at most one stream, and an action runs on at most one agent.
 
 from __future__ import annotations
 
-from agent.domain.session_state import Feature, Health, Readiness
+from agent.domain.session_state import Feature, Health, Readiness, WarmImage
 from agent.local_scheduler.action_state import ActionState
 from agent.local_scheduler.agent_pool import AgentPool
 from agent.local_scheduler.agent_stream import AgentStream
@@ -46,14 +46,30 @@ def test_a_new_stream_of_a_pod_has_no_action_of_the_older_stream() -> None:
 
 def test_the_least_loaded_agent_has_the_largest_share_of_free_slots() -> None:
     pool = AgentPool()
-    assert pool.least_loaded() is None
+    assert pool.least_loaded(image="alpine") is None
     for name, slots, running in (("half", 4, 2), ("quarter", 4, 1), ("full", 50, 50)):
         stream = AgentStream(name, slots)
         stream.update_health(Health(Readiness.READY, slots, running))
         pool.add(stream)
-    found = pool.least_loaded()
+    found = pool.least_loaded(image="alpine")
     assert found is not None
     assert found.agent_id == "quarter"
+
+
+def test_an_action_goes_to_the_agent_whose_warm_pods_have_its_image() -> None:
+    pool = AgentPool()
+    for name, running, idle in (("free", 0, 0), ("warm", 3, 2)):
+        stream = AgentStream(name, 4)
+        stream.update_health(Health(Readiness.READY, 4, running, warm=(WarmImage("alpine", "1", "1Gi", idle),)))
+        pool.add(stream)
+    chosen = []
+    for image in ("alpine", "alpine", "debian"):
+        found = pool.least_loaded(image=image)
+        assert found is not None
+        chosen.append(found.agent_id)
+        found.sent_since_health += 2
+    # The first two actions have used up the warm pods that the report named.
+    assert chosen == ["warm", "free", "free"]
 
 
 def test_an_action_goes_only_to_an_agent_that_has_its_features() -> None:

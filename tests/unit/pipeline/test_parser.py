@@ -109,14 +109,14 @@ WRONG = [
     (
         A + "    image: i\n",
         "ci.yaml:5: actions.a.image: there is no such key, write configuration: {container: IMAGE}; allowed: "
-        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, retry, needs, "
-        "inputs, when, matrix",
+        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, "
+        "needs, inputs, when, matrix",
     ),
     (
-        A + "    services: [db]\n",
-        "ci.yaml:5: actions.a.services: there is no such key, the agent has nothing like it; allowed: "
-        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, retry, needs, "
-        "inputs, when, matrix",
+        A + "    rules: [db]\n",
+        "ci.yaml:5: actions.a.rules: there is no such key, the agent has nothing like it; allowed: "
+        "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, "
+        "needs, inputs, when, matrix",
     ),
     (
         "on: push\n" + A,
@@ -134,7 +134,7 @@ WRONG = [
     (
         A.replace("commands", "command"),
         "ci.yaml:4: actions.a.command: there is no such key, did you mean 'commands'?; allowed: configuration, "
-        "commands, env, secrets, repo, resources, class, timeout, artifacts, shell, retry, needs, "
+        "commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, needs, "
         "inputs, when, matrix",
     ),
     (
@@ -537,8 +537,9 @@ def test_conditions_and_retries_are_read() -> None:
         (
             "retry: {times: 1, reasons: [EVICTD]}",
             "retry.reasons[1]: must be one of COMMAND_FAILED, INVALID_CONFIGURATION, IMAGE_PULL_FAILED, "
-            "REPOSITORY_FAILED, OUT_OF_MEMORY, DEADLINE_EXCEEDED, ARTIFACTS_FAILED, INPUT_MISSING, UNSCHEDULABLE, "
-            "EVICTED, PREEMPTED, NODE_LOST, POD_DELETED, QUOTA_EXCEEDED, CLUSTER_UNAVAILABLE, INTERNAL, "
+            "REPOSITORY_FAILED, OUT_OF_MEMORY, DEADLINE_EXCEEDED, ARTIFACTS_FAILED, INPUT_MISSING, SERVICE_FAILED, "
+            "UNSCHEDULABLE, EVICTED, PREEMPTED, "
+            "NODE_LOST, POD_DELETED, QUOTA_EXCEEDED, CLUSTER_UNAVAILABLE, INTERNAL, "
             "OBJECT_STORE_UNAVAILABLE, not 'EVICTD', did you mean 'EVICTED'?",
         ),
     ],

@@ -86,7 +86,9 @@ def messages(kind: Any) -> st.SearchStrategy[Any]:
 
 def fill(draw: st.DrawFn, message: Message, field: FieldDescriptor) -> None:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        getattr(message, field.name).update(draw(st.dictionaries(TEXTS, TEXTS, max_size=4)))
+        of_bytes = field.message_type.fields_by_name["value"].type == FieldDescriptor.TYPE_BYTES
+        kind: st.SearchStrategy[Any] = BYTES if of_bytes else TEXTS
+        getattr(message, field.name).update(draw(st.dictionaries(TEXTS, kind, max_size=4)))
     elif field.is_repeated:
         values = getattr(message, field.name)
         if field.message_type is None:

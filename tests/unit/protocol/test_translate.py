@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from agent.domain.actions import Action, ArtifactRules, Cancel, Key, Repository, Resources, When
+from agent.domain.actions import (
+    Action,
+    ArtifactRules,
+    Cancel,
+    HealthCommand,
+    Key,
+    OnExit,
+    Repository,
+    Resources,
+    Service,
+    ServiceLog,
+    When,
+)
 from agent.domain.artifacts import FileData, FileEnd, FilePart, FileStart, Input, InputFile, StoredObject
 from agent.domain.errors import ActionFailed, Reason, Rejection, Stage
 from agent.domain.events import (
@@ -23,6 +35,8 @@ from agent.domain.events import (
     LeftOut,
     LogChunk,
     Rejected,
+    ServiceChanged,
+    ServiceState,
     Source,
     StageChanged,
 )
@@ -68,6 +82,34 @@ ACTIONS = [
             Input("lint", "", (), optional=True),
         ),
     ),
+    Action(
+        KEY,
+        "alpine",
+        ("true",),
+        secrets={"TOKEN": "geheim"},
+        services=(
+            Service("queue", "redis:8"),
+            Service(
+                "db",
+                "postgres:18",
+                aliases=("database",),
+                command=("sh", "-c", "x"),
+                args=("-c", ""),
+                env={"A": "1"},
+                secrets=("TOKEN",),
+                ports=(5432, 65535),
+                health=HealthCommand(("pg_isready",), 30.5),
+                resources=Resources("500m", "1Gi", "2Gi"),
+                scratch=("/data",),
+                privileged=True,
+                on_exit=OnExit.IGNORE,
+                log=ServiceLog.NONE,
+            ),
+            *(Service(f"s{n}", "i", on_exit=each) for n, each in enumerate(OnExit)),
+            *(Service(f"l{n}", "i", log=each) for n, each in enumerate(ServiceLog)),
+            Service("health", "i", health=HealthCommand(("x",))),
+        ),
+    ),
 ]
 EVENTS: list[Event] = [
     Accepted("ns/pod"),
@@ -76,6 +118,9 @@ EVENTS: list[Event] = [
     CommandStarted(1, CURSOR),
     CommandFinished(2, -1, 1.5, CURSOR),
     LogChunk(b"\xff\x00", CURSOR),
+    LogChunk(b"a\n", None, Source.SERVICE, "db", b"1|x|2"),
+    ServiceChanged("db", ServiceState.ENDED, 137, "killed for memory"),
+    *(ServiceChanged("db", state) for state in ServiceState),
     *(LogChunk(b"", None, source) for source in Source),
     ArtifactSummary(3, 4, (LeftOut(b"\xff/a", "too large"),), 7),
     Finished(Outcome(Result.SUCCEEDED, Stage.ARTIFACTS, None, 0, 3)),
@@ -124,7 +169,7 @@ def test_session_states() -> None:
 
 @pytest.mark.parametrize(
     "resume",
-    [Resume(KEY), Resume(KEY, 7, CURSOR, Stage.COMMANDS, 2, Cancel(0.5, "stop"), {"TOKEN": "geheim"})],
+    [Resume(KEY), Resume(KEY, 7, CURSOR, Stage.COMMANDS, 2, Cancel(0.5, "stop"), {"TOKEN": "geheim"}, {"db": b"1|x"})],
 )
 def test_resume_points(resume: Resume) -> None:
     assert translate.resume(translate.resume_message(resume)) == resume
@@ -157,6 +202,9 @@ def names(kind: Any, prefix: str = "") -> set[str]:
         (Rejection, names(wire.Rejected.Why)),
         (Source, names(wire.LogChunk.Source)),
         (When, names(wire.ArtifactRules.When)),
+        (OnExit, names(wire.Service.OnExit)),
+        (ServiceLog, names(wire.Service.Log)),
+        (ServiceState, names(wire.ServiceChanged.State)),
         (Readiness, names(wire.Health.Status)),
         (Reason, names(wire.Reason) - {"CANCELLED_BY_REQUEST"} | {"CANCELLED"}),
     ],

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from agent.cluster import packaging
 from agent.cluster.api.exec import ExecDeadline, ExecError
 from agent.cluster.artifacts import collect as collect_module
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
-from agent.cluster.in_pod import packaging
 from agent.domain.actions import ArtifactRules
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.events import ArtifactSummary, LeftOut

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from agent.cluster import packaging
 from agent.cluster.api.exec import ExecStream
 from agent.cluster.artifacts.deliver import deliver, deliver_command
-from agent.cluster.in_pod import packaging
 from agent.domain.artifacts import FileData, InputFile
 from agent.domain.errors import ActionFailed, ClusterError, Reason, SchedulerError
 from tests.unit.cluster.artifacts.local_exec import LocalExec

@@ -12,11 +12,12 @@ from urllib.parse import quote
 
 import pytest
 
+from agent.cluster import packaging
 from agent.cluster.api.exec import ExecStream
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.artifacts.collect import CollectionBroken
 from agent.cluster.artifacts.objects import collect_objects, objects_command
-from agent.cluster.in_pod import packaging, send_objects
+from agent.cluster.in_pod import send_objects
 from agent.domain.actions import ArtifactRules
 from agent.domain.artifacts import FileEnd, FilePart, FileStart, StoredObject
 from agent.domain.errors import Reason

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
+from agent.cluster.capabilities import ClusterFacts, learn_facts
 from agent.cluster.ending import nudger as nudgers
 from agent.cluster.ending.nudger import NudgeSwitch
 from agent.cluster.ending.plan import MAX_CHANGING_PODS, resize
 from agent.cluster.environment.backend import PodBackend
-from agent.cluster.environment.capabilities import ClusterFacts, learn_facts
 from agent.cluster.environment.watch import PodWatch
 from agent.domain.actions import Action, Key
 from agent.domain.log_cursor import Cursor

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent.cluster.api import exec as execs
-from agent.cluster.environment import environment as environments
+from agent.cluster.capabilities import ClusterFacts
+from agent.cluster.environment import creation
 from agent.cluster.environment.backend import PodBackend
-from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.environment import PodEnvironment
-from agent.cluster.environment.requests import create_pod
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod.labels import SESSION
+from agent.cluster.requests import create_pod
 from agent.domain.actions import Action, Key
 from agent.domain.errors import ActionFailed, Reason
 from agent.domain.observations import Exited, Lost, Observation, Running, SetupFailed, Waiting
@@ -124,7 +124,7 @@ async def test_late_watch_events_of_a_replaced_pod_are_ignored(api: FakeApi, mon
             backend.watch.apply_event("MODIFIED", earlier)
             return answer
 
-        monkeypatch.setattr(environments, "create_fitting_pod", late_event_in_between)
+        monkeypatch.setattr(creation, "create_fitting_pod", late_event_in_between)
         await environment.create()
         backend.watch.apply_event("DELETED", earlier)
         assert environment.pod_state.pod is not None

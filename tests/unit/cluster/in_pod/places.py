@@ -14,10 +14,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.cluster import packaging
 from agent.cluster.artifacts import collect as collect_module
 from agent.cluster.artifacts.archive_manifest import ArchiveManifest
 from agent.cluster.artifacts.archive_reader import ArchiveLimits, ArchiveReader
-from agent.cluster.in_pod import packaging, workspace
+from agent.cluster.in_pod import workspace
 from agent.domain.actions import ArtifactRules
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
-from agent.cluster.in_pod import packaging
+from agent.cluster import packaging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ class Pod:
     @property
     def command(self) -> list[str]:
         folders = [self.workspace, self.root / "snapshot", self.root / "order" / "go", self.root / "log"]
-        return [sys.executable, *packaging.receive_inputs_program()[1:], *map(str, folders)]
+        return [sys.executable, *packaging.receive_inputs_program()[1:], *map(str, folders), "run"]
 
     def start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

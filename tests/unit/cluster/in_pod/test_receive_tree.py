@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from agent.cli.working_tree import pack
-from agent.cluster.in_pod import packaging
+from agent.cluster import packaging
 
 
 def fifo(folder: Path) -> int:

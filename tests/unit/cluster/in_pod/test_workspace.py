@@ -57,5 +57,5 @@ def test_the_snapshot_waits_until_the_clock_has_passed_the_newest_file(
 
 def test_the_wait_for_the_order_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workspace, "ORDER_SECONDS", 0)
-    with pytest.raises(TimeoutError, match="has not written the order"):
+    with pytest.raises(TimeoutError, match="has not made"):
         workspace.start_commands(str(tmp_path), "", str(tmp_path / "go"))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent.cluster.capabilities import ClusterFacts
 from agent.cluster.environment.backend import PodBackend
-from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.environment.watch import UNREAD, PodWatch
 from agent.cluster.ownership import adoption_record
@@ -23,6 +23,7 @@ from agent.cluster.pod import labels as labels_module
 from agent.domain.actions import Action, Key
 from agent.domain.errors import ActionFailed, Reason
 from agent.domain.json import Object
+from agent.domain.session_state import Resume
 from agent.settings import Settings
 from tests.fakes.api import encode_event
 from tests.fakes.shared_api import SharedApi
@@ -322,7 +323,7 @@ async def test_a_session_whose_agents_die_one_after_another_is_given_up(client: 
     environment = await adopt_in_turn(client, MOST_LOST + 1, left=False)
     assert environment.uid == dead.uid
     with pytest.raises(ActionFailed, match="5 agents in a row ended within 120 s after") as failed:
-        await environment.take_over({})
+        await environment.take_over(Resume(environment.plan.action.key))
     assert failed.value.reason is Reason.INTERNAL
 
 
@@ -332,7 +333,7 @@ async def test_a_session_of_few_dead_or_many_leaving_agents_goes_on(
 ) -> None:
     environment = await adopt_in_turn(client, count, left=left)
     assert environment.uid == dead.uid
-    await environment.take_over({})
+    await environment.take_over(Resume(environment.plan.action.key))
 
 
 def test_only_agents_that_end_soon_after_their_claim_count() -> None:

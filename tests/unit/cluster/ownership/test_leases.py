@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from agent.cluster.api.timings import ApiTimings
-from agent.cluster.environment.capabilities import ClusterFacts
+from agent.cluster.capabilities import ClusterFacts
 from agent.cluster.ownership.leases import Leases
 from agent.cluster.pod import labels
 from agent.domain.errors import ClusterError

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent.cluster.capabilities import ClusterFacts
 from agent.cluster.environment.backend import PodBackend
-from agent.cluster.environment.capabilities import ClusterFacts
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.ownership.orphans import ABANDONED_AFTER, CleanupResult, Sweep, cleanup
 from agent.domain.actions import Action, Key

@@ -10,7 +10,7 @@ import pytest
 
 from agent.cluster.pod import action_order, labels, manifest
 from agent.cluster.pod.manifest import Plan
-from agent.cluster.pod.recreate import secret_of_older_agent
+from agent.cluster.pod.recreate import recreation_manifest, secret_of_older_agent
 from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources, When
 from agent.domain.artifacts import Input
 from agent.domain.json import Object
@@ -341,7 +341,7 @@ def test_the_installers_template_is_merged_over_the_pod() -> None:
 
 
 def test_the_pod_is_the_only_owner_of_the_secret() -> None:
-    secret = manifest.secret(PLAN, SETTINGS, "uid-1")
+    secret = action_order.secret(PLAN, SETTINGS, "uid-1")
     assert secret["metadata"]["name"] == PLAN.secret_name
     assert [owner["uid"] for owner in secret["metadata"]["ownerReferences"]] == ["uid-1"]
     assert secret["stringData"] == {"TOKEN": "hunter2-hunter2"}
@@ -429,7 +429,7 @@ def test_a_pod_of_version_0_1_keeps_the_name_of_its_secret() -> None:
     old = json.loads(json.dumps(pod))
     assert secret_of_older_agent(old) == PLAN.name
     plan = replace(PLAN, existing_secret=PLAN.name)
-    assert manifest.secret(plan, SETTINGS, "uid")["metadata"]["name"] == PLAN.name
+    assert action_order.secret(plan, SETTINGS, "uid")["metadata"]["name"] == PLAN.name
     assert secret_of_older_agent({"metadata": {"name": "x"}}) == ""
 
 
@@ -454,3 +454,15 @@ def test_the_template_of_a_class_is_merged_after_that_of_all_pods() -> None:
     without = manifest.pod(PLAN, settings)
     assert without["spec"]["nodeSelector"] == {"disk": "ssd", "gpu": "no"}
     assert "sealci.dev/class" not in without["metadata"]["labels"]
+
+
+def test_a_re_created_pod_keeps_only_a_node_that_a_template_names() -> None:
+    pinned = {"pod_template": {"spec": {"nodeName": "gpu-1"}}}
+    settings = Settings.model_validate({"environment": {"classes": {"pinned": pinned, "free": {}}}})
+    for name, kept in (("pinned", True), ("free", False), ("", False)):
+        plan = replace(PLAN, action=replace(ACTION, environment_class=name))
+        pod = manifest.pod(plan, settings) | {"status": {}}
+        pod["spec"]["nodeName"] = "gpu-1"
+        found = recreation_manifest(pod, settings)
+        assert found is not None
+        assert ("nodeName" in found["spec"]) is kept

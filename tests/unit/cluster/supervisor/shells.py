@@ -18,9 +18,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from agent.cluster.in_pod import packaging, workspace
+from agent.cluster import packaging
+from agent.cluster.in_pod import workspace
+from agent.cluster.in_pod.order import IDLE_SECONDS
 from agent.cluster.supervisor import command, termination
 from agent.cluster.supervisor.markers import Marker, MarkerReader
+from agent.domain.json import Object
 
 NONCE = "5ea1c15ea1c15ea1"
 SHELLS = ("dash", "bash", "busybox")
@@ -40,7 +43,8 @@ class Options:
 
     `uid` is the user of the image. `image_env` holds the variables of the image, and `env` those of the action. If
     `late_helper` is true, the test itself starts the helper later. If `start` is false, the test itself starts the
-    commands. If `cloned` is true, the workspace holds a file `cloned` that root owns, as after a clone.
+    commands. If `cloned` is true, the workspace holds a file `cloned` that root owns, as after a clone. If
+    `idle_seconds` is above 0, the helper of a warm pod waits that long for an order.
     """
 
     uid: int | None = None
@@ -53,6 +57,7 @@ class Options:
     pipefail: str = command.PIPEFAIL_OFF
     drain: float = 0.2
     log_limit: int = 1 << 30
+    idle_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,17 @@ class Container:
 
     def start_helper(self) -> None:
         """Start the helper as PID 1 of container `helper` starts, with the order in its environment."""
-        order = command.order(
+        program = packaging.helper_program(command.SUPERVISOR, command.SETUP)
+        idle = {IDLE_SECONDS: f"{self.options.idle_seconds:g}"}
+        self.helper = subprocess.Popen(
+            [sys.executable, *program[1:], self.order, str(self.log.parent), str(self.log.parent / "snapshot")],
+            env=idle if self.options.idle_seconds else packaging.order_variables(self.whole_order()),
+            stdout=subprocess.DEVNULL,
+        )
+
+    def whole_order(self) -> Object:
+        """Return the order of the commands, as the agent writes it."""
+        return command.order(
             self.commands,
             nonce=NONCE,
             env=self.options.env,
@@ -154,12 +169,6 @@ class Container:
             drain=self.options.drain,
             termination_path=str(self.folder / "termination-log"),
             shell=self.shell,
-        )
-        program = packaging.helper_program(command.SUPERVISOR, command.SETUP)
-        self.helper = subprocess.Popen(
-            [sys.executable, *program[1:], self.order, str(self.log.parent), ""],
-            env=packaging.order_variables(order),
-            stdout=subprocess.DEVNULL,
         )
 
     def wait_for_pid_1(self) -> None:

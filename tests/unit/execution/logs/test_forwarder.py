@@ -37,6 +37,7 @@ class FakeSession:
         self.progress = SimpleNamespace(log_start=Cursor(), command_started=lambda _: None)
         self.stats = SimpleNamespace(log_ended=lambda _: None, command_finished=lambda _: None)
         self.reporter = self
+        self.services = SimpleNamespace(begin_commands=self.begin_commands)
         self.payload = payload
         self.commands = commands
         self.dropped = dropped
@@ -45,6 +46,9 @@ class FakeSession:
 
     def masker(self) -> Masker:
         return Masker(self.secrets)
+
+    async def begin_commands(self, environment: Environment) -> None:
+        """Do nothing, because the action has no services."""
 
     async def send(self, event: Event) -> None:
         self.events.append(event)

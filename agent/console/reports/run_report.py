@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from agent.console.terminal_text import LineSplitter
 from agent.domain import events as session_events
-from agent.domain.events import Source
+from agent.domain.events import ServiceState, Source
 from agent.domain.outcome import Outcome, Result
 from agent.pipeline import events
 
@@ -74,13 +74,30 @@ def severity(outcome: Outcome | None) -> Severity:
 
 
 @dataclass(slots=True)
+class ServiceReport:
+    """The state of one service. `since` is in seconds since the epoch. `tail` is the known end of its log."""
+
+    state: ServiceState = ServiceState.STARTING
+    since: float = 0.0
+    text: str = ""
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+    splitter: LineSplitter = field(default_factory=LineSplitter, repr=False)
+
+
+def service_text(change: session_events.ServiceChanged) -> str:
+    """Return the state of a service in words: "ready", "ended with exit code 1: killed for memory"."""
+    code = "" if change.exit_code is None else f" with exit code {change.exit_code}"
+    return f"{change.state.value}{code}{f': {change.message}' if change.message else ''}"
+
+
+@dataclass(slots=True)
 class ActionReport:
     """The state of one action, as known from the events so far.
 
     `seconds` is the duration of the whole action, 0 if it never ran. `started_at` and `stage_since` are seconds since
     the epoch. `stages` holds the seconds of each stage that has ended. `tail` is the end of what the commands wrote.
-    `notes` is what the agent and the clone logged. `splitters` has the key True for the log of the commands and False
-    for all other log.
+    `notes` is what the agent and the clone logged. `services` holds the services by name. `splitters` has the key True
+    for the log of the commands and False for all other log, except that of services.
     """
 
     name: str
@@ -99,6 +116,7 @@ class ActionReport:
     stages: dict[Stage, float] = field(default_factory=dict)
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     notes: deque[str] = field(default_factory=lambda: deque(maxlen=NOTE_LINES))
+    services: dict[str, ServiceReport] = field(default_factory=dict)
     splitters: dict[bool, LineSplitter] = field(
         default_factory=lambda: {True: LineSplitter(), False: LineSplitter()}, repr=False
     )
@@ -138,6 +156,7 @@ class ActionReport:
         self.stages.clear()
         self.tail.clear()
         self.notes.clear()
+        self.services.clear()
 
     def enter_stage(self, stage: Stage, detail: str, now: float) -> None:
         """Record a new stage, or a new detail of the current stage."""
@@ -150,6 +169,16 @@ class ActionReport:
         """Add the time of the current stage to `stages`."""
         if self.stage is not None:
             self.stages[self.stage] = self.stages.get(self.stage, 0.0) + max(0.0, now - self.stage_since)
+
+    def change_service(self, change: session_events.ServiceChanged, now: float) -> None:
+        """Record the new state of a service."""
+        service = self.services.setdefault(change.name, ServiceReport())
+        service.state, service.since, service.text = change.state, now, service_text(change)
+
+    def add_service_log(self, data: bytes, name: str) -> None:
+        """Take the next bytes of the log of a service."""
+        service = self.services.setdefault(name, ServiceReport())
+        service.tail.extend(service.splitter.feed(data))
 
     def add_log(self, data: bytes, source: Source) -> list[str]:
         """Process the next bytes of the log, and return the lines that they complete."""
@@ -208,6 +237,10 @@ class Report:
                 action.enter_stage(stage, detail, event.time)
             case session_events.CommandStarted(index=index):
                 action.command = index
+            case session_events.ServiceChanged() as change:
+                action.change_service(change, event.time)
+            case events.LogText(data=data, source=Source.SERVICE, service=service):
+                action.add_service_log(data, service)
             case events.LogText(data=data, source=source):
                 action.add_log(data, source)
             case events.FileStored(path=path, size=size):

@@ -16,13 +16,12 @@ from types import ModuleType
 import pytest
 
 from agent import glob
-from agent.cluster import in_pod
+from agent.cluster import in_pod, packaging
 from agent.cluster.in_pod import (
     collect_files,
     helper,
     log_keeper,
     order,
-    packaging,
     read_log,
     receive_inputs,
     receive_tree,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.cluster.api.rate_limit import Priority
 from agent.cluster.pod.labels import SESSION
 from agent.cluster.pod.resources import fit_helpers
 from agent.domain.errors import ClusterError
@@ -27,7 +28,7 @@ MAX_FITS = 4
 STRICT = {"fieldValidation": "Strict"}
 
 
-async def create_fitting_pod(client: Client, path: str, body: Object) -> Object:
+async def create_fitting_pod(client: Client, path: str, body: Object, priority: Priority = Priority.NEW) -> Object:
     """Create a pod. If a LimitRange refuses the agent's own containers, fit their resources to its bounds and retry.
 
     Raises:
@@ -35,30 +36,30 @@ async def create_fitting_pod(client: Client, path: str, body: Object) -> Object:
     """
     for _ in range(MAX_FITS):
         try:
-            return await create_pod(client, path, body)
+            return await create_pod(client, path, body, priority)
         except ClusterError as error:
             fitted = fit_helpers(body, error.message) if error.status == 403 else None
             if fitted is None:
                 raise
             body = fitted
-    return await create_pod(client, path, body)
+    return await create_pod(client, path, body, priority)
 
 
-async def create_pod(client: Client, path: str, body: Object) -> Object:
+async def create_pod(client: Client, path: str, body: Object, priority: Priority = Priority.NEW) -> Object:
     """Create a pod. An existing pod of the same session is the result of an earlier request, and is returned.
 
     Raises:
         ClusterError: the API server refuses the pod, or a pod of another session has its name.
     """
     try:
-        return await client.request("create", "pods", path, body=body, query=STRICT)
+        return await client.request("create", "pods", path, body=body, query=STRICT, priority=priority)
     except ClusterError as error:
         if error.status != 409 or error.retryable:
             raise
         found = await read_conflicting_pod(client, f"{path}/{body['metadata']['name']}")
         # Only the session annotation is compared, which contains the nonce. Admission webhooks may add other
         # annotations.
-        if found["metadata"].get("annotations", {}).get(SESSION) != body["metadata"]["annotations"][SESSION]:
+        if found["metadata"].get("annotations", {}).get(SESSION) != body["metadata"]["annotations"].get(SESSION):
             raise
         return found
 

@@ -7,8 +7,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from agent.console import report_files
-from agent.console.run_report import Report
+from agent.console.reports import report_files
+from agent.console.reports.run_report import Report
 from agent.domain.errors import Reason, Stage
 from agent.domain.events import Source, StageChanged
 from agent.domain.outcome import Outcome, Result

@@ -1,9 +1,9 @@
 """Pack the programs of container `helper` into commands that any container with Python 3.9 can run.
 
 The programs are ordinary modules, so that they are typed, linted and tested: `helper`, which is PID 1, and the errands
-`collect_files`, `send_objects`, `receive_tree`, `receive_inputs` and `read_log`, each one exec. A command carries their
-source as one argument of `python3 -c`, compressed, without comments and docstrings. So the version of the image on a
-node does not have to match the agent's version.
+`collect_files`, `send_objects`, `receive_tree`, `receive_inputs`, `read_log` and `deliver_order`, each one exec. A
+command carries their source as one argument of `python3 -c`, compressed, without comments and docstrings. So the
+version of the image on a node does not have to match the agent's version.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from typing import TYPE_CHECKING
 from agent import glob
 from agent.cluster.in_pod import (
     collect_files,
+    deliver_order,
     helper,
     log_keeper,
     order,
+    order_server,
     read_log,
     receive_inputs,
     receive_tree,
     send_objects,
+    start_gate,
     workspace,
 )
 
@@ -42,6 +45,8 @@ PYTHON = ("python3", "-I", "-S", "-X", "utf8", "-c")
 SNAPSHOT = "/log/snapshot"
 # Folder of the log file, on a volume of container `helper` alone.
 LOG_FOLDER = "/log"
+# The FIFO by which an errand sends a word to the helper's gate.
+GATE = f"{LOG_FOLDER}/{start_gate.GATE}"
 # Number of characters of one piece of the order. Linux limits a variable to 128 KiB. A character has up to 4 bytes.
 PIECE_CHARACTERS = 30_000
 
@@ -53,7 +58,7 @@ def helper_program(supervisor: str, setup: str) -> tuple[str, ...]:
     `supervisor` and `setup` are the scripts of `agent.cluster.supervisor`, which the helper writes into the order.
     """
     scripts = {"supervisor": supervisor, "setup": setup}
-    return (*PYTHON, one_liner(workspace, order, log_keeper, helper, texts=scripts))
+    return (*PYTHON, one_liner(workspace, order, start_gate, log_keeper, order_server, helper, texts=scripts))
 
 
 @cache
@@ -84,6 +89,23 @@ def receive_inputs_program() -> tuple[str, ...]:
 def read_log_program() -> tuple[str, ...]:
     """Return the command that sends bytes of the log file, without the arguments that `read_log.main` takes."""
     return (*PYTHON, one_liner(order, read_log))
+
+
+@cache
+def gate_program() -> tuple[str, ...]:
+    """Return the command that sends a word to the gate, without the arguments that `start_gate.main` takes."""
+    return (*PYTHON, one_liner(workspace, start_gate))
+
+
+def release_command() -> list[str]:
+    """Return the command that starts the commands if they wait for the agent only."""
+    return [*gate_program(), GATE, "release"]
+
+
+@cache
+def deliver_order_command() -> tuple[str, ...]:
+    """Return the command that carries messages between the agent and the helper of a warm pod."""
+    return (*PYTHON, one_liner(order, deliver_order), LOG_FOLDER)
 
 
 def helper_command(folder: str, *, supervisor: str, setup: str) -> list[str]:

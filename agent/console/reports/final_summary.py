@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-    from agent.console.run_report import ActionReport, Report
+    from agent.console.reports.run_report import ActionReport, Report
 
 # Maximum number of files that are listed for each action.
 SHOWN_FILES = 50
@@ -53,6 +53,7 @@ ADVICE = {
     Reason.OUT_OF_MEMORY: "Request more memory: resources: {memory: 1Gi}, or use less in the commands.",
     Reason.DEADLINE_EXCEEDED: "Set a longer timeout (timeout: 30m), or look with --keep what the commands wait for.",
     Reason.INPUT_MISSING: "Check `inputs`: each glob names artifacts that the other action has kept.",
+    Reason.SERVICE_FAILED: "Check image, env, ports and health of the service. `log: live` shows its whole log.",
     Reason.ARTIFACTS_FAILED: "Check `artifacts`: paths are relative to the workspace. --keep leaves the workspace.",
     Reason.INTERNAL: "Run the pipeline again with --verbose, which shows the agent's own log.",
 }
@@ -105,6 +106,10 @@ def failure_block(
     if action.tail:
         parts += [styled((f"  the last {plural(len(action.tail), 'line')} of its log:", "dim"))]
         parts += gutter(action.tail, "")
+    for name, service in action.services.items() if outcome.reason is Reason.SERVICE_FAILED else ():
+        if service.tail:
+            parts += [styled((f"  the last {plural(len(service.tail), 'line')} of service {name}:", "dim"))]
+            parts += gutter(service.tail, "")
     if notes and (lines := shown_notes(action)):
         parts += [styled((f"  its pod{f' ({action.environment})' if action.environment else ''}:", "dim"))]
         parts += gutter(lines)

@@ -10,8 +10,9 @@ import re
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from agent.console import final_summary, terminal_text
+from agent.console import terminal_text
 from agent.console.formatting import duration_text, plural, shown_path, size_text
+from agent.console.reports import final_summary
 from agent.domain.errors import AgentError
 from agent.domain.outcome import Result
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from agent.console.run_report import ActionReport, Report
+    from agent.console.reports.run_report import ActionReport, Report
 
 MARKS = {Result.SUCCEEDED: "✅", Result.FAILED: "❌", Result.CANCELLED: "⊘"}
 # Characters that XML 1.0 does not allow.

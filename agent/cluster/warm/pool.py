@@ -1,0 +1,175 @@
+"""The warm pods of one agent that no action has claimed: which there are, and which pool each belongs to.
+
+A pool has one shape. Pools are made from the settings (`warm.pools`), or learned from the actions that arrive
+(`warm.learn`). Only the agent that created a warm pod gives it to an action, so agents never compete for one. Nothing
+here sends a request.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from agent.cluster.warm import shape
+from agent.cluster.warm.demand import Demand
+from agent.domain.references.image_reference import image_matches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.cluster.ending.nudger import WatchedPod
+    from agent.cluster.pod.manifest import Plan
+    from agent.domain.json import Object
+    from agent.settings import Settings
+    from agent.settings.warm import WarmPool
+
+# Largest number of learned pools that an agent remembers.
+MAX_LEARNED = 50
+# Seconds until a pool whose pods fail is tried again, at first and at most.
+FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0
+
+
+@dataclass(eq=False)
+class WarmPod:
+    """One warm pod that no action has claimed. It lives until it is claimed or deleted.
+
+    `created` is the pod as the API server created it, None while the request runs. `seconds` is its longest age.
+    """
+
+    name: str
+    pool: Pool
+    state: WatchedPod
+    born: float
+    seconds: float
+    created: Object | None = None
+    ready: bool = False
+
+    @property
+    def uid(self) -> str:
+        return str(self.created["metadata"]["uid"]) if self.created else ""
+
+    def age(self, now: float) -> float:
+        return now - self.born
+
+
+@dataclass(eq=False)
+class Pool:
+    """The warm pods of one shape. `plan` describes a pod of the pool. `learned`: no setting names the pool."""
+
+    key: str
+    plan: Plan
+    least: int
+    most: int
+    learned: bool
+    demand: Demand
+    pods: list[WarmPod] = field(default_factory=list)
+    failures: int = 0
+    paused_until: float = 0.0
+    trouble: str = ""
+
+    @property
+    def image(self) -> str:
+        return self.plan.action.image
+
+    @property
+    def ready(self) -> list[WarmPod]:
+        return [pod for pod in self.pods if pod.ready]
+
+    def pause(self, why: str, now: float) -> None:
+        """Create no pods for a while, because a pod has failed. The pause grows with each failure in a row."""
+        self.trouble = why
+        self.paused_until = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2**self.failures)
+        self.failures = min(self.failures + 1, 10)
+
+    def succeed(self, seconds: float) -> None:
+        """Record that a pod is ready after this time."""
+        self.failures, self.trouble = 0, ""
+        self.demand.refilled(seconds)
+
+
+class Pools:
+    """All pools of one agent. Owned by `WarmPods`, lives as long as the agent."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.by_key: dict[str, Pool] = {}
+
+    def pods(self) -> Iterator[WarmPod]:
+        for pool in self.by_key.values():
+            yield from pool.pods
+
+    def configure(self, pool: WarmPool, plan: Plan, now: float) -> None:
+        """Add a pool of the settings. `plan` is an `idle_plan` of its shape."""
+        key = shape.pool_key(plan, self.settings)
+        self.by_key[key] = Pool(key, plan, pool.min, pool.most, learned=False, demand=Demand(now))
+
+    def find(self, plan: Plan, now: float, *, count: bool = True) -> Pool | None:
+        """Return the pool for an action, and with `count` count the action as demand.
+
+        A new pool is learned if the settings allow it.
+        """
+        key = shape.pool_key(plan, self.settings)
+        pool = self.by_key.get(key)
+        if pool is None:
+            pool = self.learn(key, plan, now)
+        if pool is not None and count:
+            pool.demand.arrived(now)
+        return pool
+
+    def learn(self, key: str, plan: Plan, now: float) -> Pool | None:
+        rules = self.settings.warm.learn
+        if not rules.max_pods or not any(image_matches(plan.action.image, each) for each in rules.images):
+            return None
+        idle = shape.idle_plan(plan, self.settings)
+        if shape.pool_key(idle, self.settings) != key:
+            # The action needs something in its pod that a warm pod does not have.
+            return None
+        learned = [pool for pool in self.by_key.values() if pool.learned]
+        if len(learned) >= MAX_LEARNED:
+            unused = [pool for pool in learned if not pool.pods]
+            if not unused:
+                return None
+            del self.by_key[min(unused, key=lambda pool: pool.demand.last_arrival).key]
+        found = Pool(key, idle, 0, rules.max_pods, learned=True, demand=Demand(now))
+        self.by_key[key] = found
+        return found
+
+    def missing(self, now: float) -> list[Pool]:
+        """Return the pools that want one more pod, the emptiest first, while the limits of the settings allow it."""
+        warm = self.settings.warm
+        total = sum(len(pool.pods) for pool in self.by_key.values())
+        learned = sum(len(pool.pods) for pool in self.by_key.values() if pool.learned)
+        if total >= warm.max_pods:
+            return []
+        found = []
+        for pool in self.by_key.values():
+            if pool.paused_until > now or (pool.learned and learned >= warm.learn.max_pods):
+                continue
+            lack = self.wanted(pool, now) - len(pool.pods)
+            if lack > 0:
+                found.append((pool.learned, -lack, pool))
+        return [pool for *_, pool in sorted(found, key=lambda each: each[:2])]
+
+    def wanted(self, pool: Pool, now: float) -> int:
+        return pool.demand.wanted(now, pool.least, pool.most, self.settings.warm.learn.idle_after)
+
+    def surplus(self, now: float) -> list[WarmPod]:
+        """Return the pods to delete: those that are too old, and those that their pool does not want any more."""
+        found = [pod for pod in self.pods() if pod.age(now) > pod.seconds]
+        for pool in self.by_key.values():
+            young = [pod for pod in pool.pods if pod not in found]
+            # One pod more than wanted may stay, so that a falling rate does not delete a pod that is wanted soon.
+            spare = len(young) - max(self.wanted(pool, now), 0)
+            if spare > (1 if now - pool.demand.last_arrival <= self.settings.warm.learn.idle_after else 0):
+                found += sorted(young, key=lambda pod: pod.born)[:spare]
+        return found
+
+
+def new_name() -> str:
+    return f"sealci-warm-{secrets.token_hex(8)}"
+
+
+def now() -> float:
+    return time.monotonic()

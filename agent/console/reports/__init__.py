@@ -1,0 +1,1 @@
+"""The state of a pipeline for people and for other programs: summaries, report files, findings of checks."""

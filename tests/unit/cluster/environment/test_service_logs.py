@@ -1,0 +1,55 @@
+"""The reader of a service's log: no line is lost or read twice, whatever the cuts and reconnects."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.cluster.environment.services import MAX_BYTES, LineReader, Position
+
+TIMES = ["2026-11-27T20:00:00.000000001Z", "2026-11-27T20:00:00.000000001Z", "2026-11-27T20:00:01.500000000Z"]
+LOG = b"".join(f"{time} line {number}\n".encode() for number, time in enumerate(TIMES, 1))
+
+
+def test_lines_lose_their_times() -> None:
+    reader = LineReader(Position())
+    assert reader.feed(LOG) == b"line 1\nline 2\nline 3\n"
+    assert reader.position == Position(TIMES[2], 1)
+
+
+@pytest.mark.parametrize("cut", range(1, len(LOG)))
+def test_any_cut_gives_the_same_lines(cut: int) -> None:
+    reader = LineReader(Position())
+    assert reader.feed(LOG[:cut]) + reader.feed(LOG[cut:]) == b"line 1\nline 2\nline 3\n"
+
+
+@pytest.mark.parametrize("read", [1, 2, 3])
+def test_a_new_request_continues_after_the_last_line(read: int) -> None:
+    lines = LOG.splitlines(keepends=True)
+    first = LineReader(Position())
+    before = first.feed(b"".join(lines[:read]))
+    stored = Position.decode(first.position.encode())
+    # The node sends all lines from the second of the position on.
+    assert before + LineReader(stored).feed(LOG) == b"line 1\nline 2\nline 3\n"
+    assert stored.since in ("2026-11-27T20:00:00Z", "2026-11-27T20:00:01Z")
+
+
+def test_a_long_line_is_cut_and_bounds_the_memory() -> None:
+    reader = LineReader(Position())
+    text = reader.feed(TIMES[0].encode() + b" " + b"x" * (3 * MAX_BYTES)) + reader.feed(b"y\n")
+    assert text.replace(b"\n", b"") == b"x" * (3 * MAX_BYTES) + b"y"
+    assert len(reader.rest) == 0
+
+
+def test_the_rest_of_a_long_line_that_was_read_before_is_dropped() -> None:
+    line = TIMES[0].encode() + b" " + b"x" * (2 * MAX_BYTES) + b"y\n"
+    first = LineReader(Position())
+    first.feed(line)
+    again = LineReader(first.position)
+    found = again.feed(line[: 2 * MAX_BYTES]) + again.feed(line[2 * MAX_BYTES :] + LOG[-38:])
+    assert found == b"line 3\n"
+
+
+@pytest.mark.parametrize("data", [b"", b"2|a|1", b"\xff", b"1|now|1", b"1|" + b"1" * 50 + b"|1"])
+def test_a_strange_cursor_is_the_start_of_the_log(data: bytes) -> None:
+    assert Position.decode(data) == Position()
+    assert Position().since == ""
