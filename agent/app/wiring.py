@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from agent.cluster.api.client import Client
-    from agent.cluster.environment.debugging import DebugOptions
+    from agent.cluster.environment.interactive.debugging import DebugOptions
     from agent.scheduler.classic.connection import ClassicConnection
     from agent.settings import Settings
     from agent.telemetry.traces import Traces

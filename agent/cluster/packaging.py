@@ -18,19 +18,16 @@ from typing import TYPE_CHECKING
 
 from agent import glob
 from agent.cluster.in_pod import (
-    collect_files,
     deliver_order,
     helper,
     log_keeper,
     order,
     order_server,
     read_log,
-    receive_inputs,
-    receive_tree,
-    send_objects,
     start_gate,
     workspace,
 )
+from agent.cluster.in_pod.files import collect_files, receive_inputs, receive_tree, send_objects
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

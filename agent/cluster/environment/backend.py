@@ -27,7 +27,7 @@ from agent.settings import settings_of_class
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.cluster.capabilities import ClusterFacts
-    from agent.cluster.environment.debugging import DebugOptions
+    from agent.cluster.environment.interactive.debugging import DebugOptions
     from agent.cluster.environment.registry import OwnedEnvironment
     from agent.cluster.environment.watch import PodWatch
     from agent.domain.actions import Action

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from agent.cluster.api.client import Client
     from agent.cluster.ending.nudger import NudgeSwitch
-    from agent.cluster.environment.debugging import DebugOptions
+    from agent.cluster.environment.interactive.debugging import DebugOptions
     from agent.cluster.environment.watch import PodWatch
     from agent.cluster.pod.setup_status import SetupLimits
     from agent.cluster.warm.warm_pods import WarmPods

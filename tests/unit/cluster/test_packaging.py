@@ -18,15 +18,13 @@ import pytest
 from agent import glob
 from agent.cluster import in_pod, packaging
 from agent.cluster.in_pod import (
-    collect_files,
     helper,
     log_keeper,
     order,
     read_log,
-    receive_inputs,
-    receive_tree,
     workspace,
 )
+from agent.cluster.in_pod.files import collect_files, receive_inputs, receive_tree
 from agent.domain.paths import MAX_PATH_BYTES
 
 MODULES = [each.name for each in pkgutil.iter_modules(in_pod.__path__, in_pod.__name__ + ".")] + [glob.__name__]

@@ -17,7 +17,7 @@ from agent.cluster.api.exec import ExecStream
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.artifacts.collect import CollectionBroken
 from agent.cluster.artifacts.objects import collect_objects, objects_command
-from agent.cluster.in_pod import send_objects
+from agent.cluster.in_pod.files import send_objects
 from agent.domain.actions import ArtifactRules
 from agent.domain.artifacts import FileEnd, FilePart, FileStart, StoredObject
 from agent.domain.errors import Reason

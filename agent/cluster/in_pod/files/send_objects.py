@@ -22,8 +22,8 @@ import time
 from hashlib import sha256
 from urllib.parse import urlsplit
 
-from agent.cluster.in_pod.collect_files import ALARM_SECONDS, Collector, DeclaredFileMissing, Output, manifest_line
-from agent.cluster.in_pod.collect_files import shorten as shorten_path
+from agent.cluster.in_pod.files.collect_files import ALARM_SECONDS, Collector, DeclaredFileMissing, Output, manifest_line
+from agent.cluster.in_pod.files.collect_files import shorten as shorten_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

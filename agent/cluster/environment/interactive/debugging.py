@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from agent.aio import cancelled_on_exit
 from agent.cluster import packaging
 from agent.cluster.api.exec import ExecStream
-from agent.cluster.environment import shell as shell_module
+from agent.cluster.environment.interactive import shell as shell_module
 from agent.cluster.pod.fields import container_status, is_running
 from agent.cluster.pod.manifest import GO
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
