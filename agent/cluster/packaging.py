@@ -27,7 +27,7 @@ from agent.cluster.in_pod import (
     start_gate,
     workspace,
 )
-from agent.cluster.in_pod.files import collect_files, receive_inputs, receive_tree, send_objects
+from agent.cluster.in_pod.files import collect_files, downloads, receive_inputs, receive_tree, send_objects
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,7 +79,7 @@ def receive_tree_program() -> tuple[str, ...]:
 @cache
 def receive_inputs_program() -> tuple[str, ...]:
     """Return the command that writes inputs, without the arguments that `receive_inputs.main` takes."""
-    return (*PYTHON, one_liner(workspace, receive_inputs))
+    return (*PYTHON, one_liner(workspace, downloads, receive_inputs))
 
 
 @cache

@@ -14,19 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import http.client
 import json
 import os
-import queue
 import signal
-import ssl
 import stat
 import sys
-import threading
-import time
 from hashlib import sha256
-from urllib.parse import urlsplit
 
+from agent.cluster.in_pod.files.downloads import PIECE_BYTES, Downloads, Refused, write_whole
 from agent.cluster.in_pod.workspace import FOLDER, USER, send_word, start_commands, take_snapshot, wait_for_path
 
 TYPE_CHECKING = False
@@ -35,19 +30,9 @@ if TYPE_CHECKING:
     from typing import Any, BinaryIO
 
 LINE_BYTES = 64 * 1024  # maximum number of bytes of a line: a path of 4096 bytes has up to six characters for a byte
-PIECE_BYTES = 256 * 1024  # number of bytes of one read
 SILENCE_SECONDS = 120  # seconds without a byte after which the program ends: the agent is gone, or the connection
-CONNECTIONS = 8  # number of files that are read from the object store at the same time
-WAITING = 64  # maximum number of files that wait for a connection, so that their URLs are fresh
-TRIES = 5  # number of tries for one file
-REQUEST_SECONDS = 60.0  # seconds without progress after which a request fails
-GONE = (404, 410)
 LOCK, DONE, LEFT = "inputs.lock", "inputs.done", ".sealci-inputs-"
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class Refused(Exception):
-    """The files cannot be written. The first argument is the kind of the error, the second one is for people."""
 
 
 class Lock:
@@ -87,10 +72,8 @@ class Receiver:
         self.root = os.open(workspace, FOLDER)
         self.temporary = f"{workspace}/{LEFT}{os.urandom(8).hex()}"
         self.files = self.bytes = 0
-        self.trust: ssl.SSLContext | None = None
-        self.threads: list[threading.Thread] = []
-        self.waiting: queue.Queue[tuple[str, dict[str, Any]] | None] = queue.Queue(WAITING)
-        self.failures: list[Refused] = []
+        # The stream is silent while the program waits for the object store. Each request has a limit of its own.
+        self.downloads = Downloads(self.receive, lambda: signal.alarm(SILENCE_SECONDS))
 
     def run(self) -> None:
         """Receive all files.
@@ -103,16 +86,16 @@ class Receiver:
             if "end" in header:
                 break
             if "ca" in header:
-                self.trust = ssl.create_default_context(cadata=header["ca"])
+                self.downloads.use_ca(header["ca"])
                 continue
             name = f"{self.temporary}/{self.files}"
             self.files += 1
             self.bytes += header["size"]
             if "url" in header:
-                self.download_later(name, header)
+                self.downloads.add(name, header)
             else:
                 self.receive(name, header, self.copy)
-        self.finish_downloads()
+        self.downloads.finish()
         if header["end"] != self.files:
             raise Refused("broken", f"{self.files} files arrived instead of {header['end']}")
 
@@ -150,91 +133,6 @@ class Receiver:
             left -= len(data)
             write_whole(file, data)
         return digest.hexdigest()
-
-    # ---- files in the object store
-
-    def download_later(self, name: str, header: dict[str, Any]) -> None:
-        """Give a file to the threads that read from the object store. Wait while too many files wait."""
-        if len(self.threads) < CONNECTIONS:
-            thread = threading.Thread(target=self.download_all, daemon=True)
-            self.threads.append(thread)
-            thread.start()
-        self.waiting.put((name, header))
-        self.raise_failure()
-
-    def finish_downloads(self) -> None:
-        """Wait for all files of the object store."""
-        for _ in self.threads:
-            self.waiting.put(None)
-        for thread in self.threads:
-            while thread.is_alive():
-                thread.join(1.0)
-                # The stream is silent meanwhile. Each request has a limit of its own.
-                signal.alarm(SILENCE_SECONDS)
-        self.raise_failure()
-
-    def raise_failure(self) -> None:
-        if self.failures:
-            raise self.failures[0]
-
-    def download_all(self) -> None:
-        """Read files until there are no more. This is the body of a thread. After a failure, files are skipped."""
-        while True:
-            item = self.waiting.get()
-            if item is None:
-                return
-            if self.failures:
-                continue
-            try:
-                self.receive(*item, self.download)
-            except Refused as error:
-                self.failures.append(error)
-            except OSError as error:
-                self.failures.append(Refused("broken", os.strerror(error.errno or 0)))
-
-    def download(self, file: int, header: dict[str, Any]) -> str:
-        """Read a file from the object store into FILE, with retries. Return its SHA-256."""
-        why = ""
-        for attempt in range(TRIES):
-            os.ftruncate(file, 0)
-            os.lseek(file, 0, os.SEEK_SET)
-            try:
-                status, digest = self.get(file, header)
-            except (OSError, http.client.HTTPException) as error:
-                why = f"{type(error).__name__}: {error}"
-            else:
-                if status == 200:
-                    return digest
-                if status in GONE:
-                    raise Refused("missing", f"{header['path']} is no longer in the object store (HTTP {status})")
-                why = f"HTTP {status}"
-                if status < 500 and status not in (408, 425, 429):
-                    break
-            time.sleep(min(5.0, 0.2 * 2**attempt))
-        raise Refused("store", f"{header['path']}: {why}")
-
-    def get(self, file: int, header: dict[str, Any]) -> tuple[int, str]:
-        """Send one request. Return the status and the SHA-256 of the bytes that were written to FILE."""
-        url = urlsplit(header["url"])
-        if url.scheme == "https":
-            trust = self.trust or ssl.create_default_context()
-            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                url.netloc, timeout=REQUEST_SECONDS, context=trust
-            )
-        else:
-            connection = http.client.HTTPConnection(url.netloc, timeout=REQUEST_SECONDS)
-        digest, left = sha256(), header["size"]
-        with contextlib.closing(connection):
-            connection.request("GET", f"{url.path}?{url.query}", headers={"Accept-Encoding": "identity"})
-            answer = connection.getresponse()
-            while answer.status == 200 and left:
-                data = answer.read(min(left, PIECE_BYTES))
-                if not data:
-                    raise http.client.IncompleteRead(b"", left)
-                digest.update(data)
-                write_whole(file, data)
-                left -= len(data)
-            return answer.status, digest.hexdigest()
 
     def give(self, file: int) -> None:
         """Make the user of the commands the owner of FILE."""
@@ -286,13 +184,6 @@ class Receiver:
             raise Refused("refused", f"{path} is {what}, so it is not replaced")
 
 
-def write_whole(file: int, data: bytes) -> None:
-    """Write all bytes of DATA to FILE. `os.write` alone may write fewer."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(file, rest) :]
-
-
 def remove_folder(path: str) -> None:
     """Remove the folder PATH, which holds files only, if it exists."""
     if not os.path.isdir(path):
@@ -322,7 +213,9 @@ def receive_files(workspace: str, snapshot: str, go: str, folder: str, word: str
     try:
         receiver.run()
     finally:
-        remove_folder(receiver.temporary)
+        # After a failure, other downloads may still write. The next run then removes the folder.
+        with contextlib.suppress(OSError):
+            remove_folder(receiver.temporary)
     signal.alarm(0)
     if snapshot:
         take_snapshot(workspace, snapshot)

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 import pytest
 
 from agent.cluster import packaging
+from tests.fakes.object_store import fake_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,16 +48,16 @@ class Pod:
     def workspace(self) -> Path:
         return self.root / "workspace"
 
-    @property
-    def command(self) -> list[str]:
-        folders = [self.workspace, self.root / "snapshot", self.root / "order" / "go", self.root / "log"]
-        return [sys.executable, *packaging.receive_inputs_program()[1:], *map(str, folders), "run"]
+    def command(self, word: str = "run") -> list[str]:
+        snapshot = str(self.root / "snapshot") if word == "run" else ""
+        words = [str(self.workspace), snapshot, str(self.root / "order" / "go"), str(self.root / "log"), word]
+        return [sys.executable, *packaging.receive_inputs_program()[1:], *words]
 
     def start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return subprocess.Popen(self.command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def run(self, data: bytes) -> dict[str, Any]:
-        done = subprocess.run(self.command, input=data, capture_output=True, check=True)
+    def run(self, data: bytes, word: str = "run") -> dict[str, Any]:
+        done = subprocess.run(self.command(word), input=data, capture_output=True, check=True)
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
 
@@ -184,3 +185,51 @@ def test_a_new_run_ends_an_older_run_and_removes_what_it_has_left(pod: Pod) -> N
         assert older.wait(30) == -9
     assert pod.names == [b"a"]
     assert pod.words == b"run\n"
+
+
+def test_the_gate_of_an_action_with_services_gets_a_word_and_takes_the_snapshot_itself(pod: Pod) -> None:
+    assert pod.run(stream((b"a", b"content", 0o644)), "tree")["files"] == 1
+    assert pod.words == b"tree\n"
+    assert not (pod.root / "snapshot").exists()
+    assert pod.run(stream((b"a", b"other", 0o644)), "tree") == {"started": True}
+    assert (pod.workspace / "a").read_bytes() == b"content"
+
+
+# ---- files of the object store
+
+
+def of_store(url: str, *paths: bytes, sha256: str = "") -> bytes:
+    """Return the stdin of the program for files that the store has, as `/<path>` with the path as content."""
+    found = b""
+    for path in paths:
+        digest = sha256 or hashlib.sha256(path).hexdigest()
+        header = {"path": path.decode(), "mode": 0o640, "size": len(path), "sha256": digest, "url": f"{url}/{path.decode()}?s"}
+        found += json.dumps(header).encode() + b"\n"
+    return found + json.dumps({"end": len(paths)}).encode() + b"\n"
+
+
+def test_files_of_the_object_store_are_read_by_the_program(pod: Pod) -> None:
+    paths = [f"d{number % 7}/{number}".encode() for number in range(100)]
+    with fake_store() as store:
+        store.objects = {f"/{path.decode()}?s": path for path in paths}
+        store.faults.extend(["cut", 503])
+        answer = pod.run(of_store(store.url, *paths))
+    assert answer == {"files": 100, "bytes": sum(map(len, paths))}
+    for path in paths:
+        assert (pod.workspace / path.decode()).read_bytes() == path
+    assert pod.words == b"run\n"
+
+
+@pytest.mark.parametrize(
+    ("faults", "sha256", "error"), [([404], "", "missing"), ([410], "", "missing"), ([403], "", "store"), ([], "00", "digest")]
+)
+def test_a_file_that_the_store_does_not_send_starts_nothing(
+    pod: Pod, faults: list[int], sha256: str, error: str
+) -> None:
+    with fake_store() as store:
+        store.objects = {"/a?s": b"a"}
+        store.faults.extend(faults)
+        answer = pod.run(of_store(store.url, b"a", sha256=sha256))
+    assert answer["error"] == error
+    assert pod.names == []
+    assert pod.words == b""
