@@ -1,9 +1,9 @@
 """Pack the programs of container `helper` into commands that any container with Python 3.9 can run.
 
 The programs are ordinary modules, so that they are typed, linted and tested: `helper`, which is PID 1, and the errands
-`collect_files`, `receive_tree`, `read_log` and `deliver_order`, each one exec. A command carries their source as one
-argument of `python3 -c`, compressed, without comments and docstrings. So the version of the image on a node does not
-have to match the agent's version.
+`collect_files`, `receive_tree`, `receive_inputs`, `read_log` and `deliver_order`, each one exec. A command carries their
+source as one argument of `python3 -c`, compressed, without comments and docstrings. So the version of the image on a
+node does not have to match the agent's version.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import zlib
 from functools import cache
 from typing import TYPE_CHECKING
 
+from agent import glob
 from agent.cluster.in_pod import (
     collect_files,
     deliver_order,
-    glob,
     helper,
     log_keeper,
     order,
     order_server,
     read_log,
+    receive_inputs,
     receive_tree,
     start_gate,
     workspace,
@@ -69,6 +70,12 @@ def collect_files_program() -> tuple[str, ...]:
 def receive_tree_program() -> tuple[str, ...]:
     """Return the command that fills the workspace, without the arguments that `receive_tree.main` takes."""
     return (*PYTHON, one_liner(workspace, receive_tree))
+
+
+@cache
+def receive_inputs_program() -> tuple[str, ...]:
+    """Return the command that writes inputs, without the arguments that `receive_inputs.main` takes."""
+    return (*PYTHON, one_liner(workspace, receive_inputs))
 
 
 @cache

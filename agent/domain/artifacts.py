@@ -1,8 +1,7 @@
-"""The parts in which the files of an action go from the pod to the scheduler: for each file a start, its data, and an
-end.
+"""The parts in which files go from the pod to the scheduler and back, and the inputs: files of other actions.
 
-A part lives until the next component has written or sent the part. All parts of a file come before the parts of the
-next file.
+A file is a start, its data, and an end. A part lives until the next component has written or sent the part. All parts
+of a file come before the parts of the next file.
 """
 
 from __future__ import annotations
@@ -34,3 +33,37 @@ class FileEnd:
 
 
 FilePart = FileStart | FileData | FileEnd
+
+# Maximum number of inputs of an action, and of the files in all of them.
+MAX_INPUTS = 20
+MAX_INPUT_FILES = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file that the scheduler has stored, and that the agent copies into the workspace before the commands.
+
+    `path` is relative to the folder of its input. `sha256` is the digest of the content.
+    """
+
+    path: bytes
+    mode: int
+    size: int
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Files of another action, whose name for people is `source`. `to` is a folder of the workspace, "" for its top.
+
+    An input that is not `optional` has at least one file.
+    """
+
+    source: str
+    to: str
+    files: tuple[InputFile, ...]
+    optional: bool = False
+
+    def target(self, file: InputFile) -> bytes:
+        """Return the path of a file, relative to the workspace."""
+        return self.to.encode() + b"/" + file.path if self.to else file.path

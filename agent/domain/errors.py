@@ -4,6 +4,7 @@
     ├── ActionFailed          the action ends; the scheduler gets the stage, the reason and the message
     ├── ClusterError          a request to the API server failed; `retryable`: another try can succeed
     ├── SchedulerError        the stream to the scheduler broke; the agent reconnects
+    │   ├── InputMissing      the scheduler no longer stores a file that the action needs
     │   └── Refused           the scheduler does not accept this agent
     └── SettingsError         a setting is wrong; the installer gets the message
         └── NoCluster         nothing names a cluster
@@ -43,6 +44,7 @@ class Reason(Enum):
     CANCELLED = "CANCELLED"
     ARTIFACTS_FAILED = "ARTIFACTS_FAILED"
     SERVICE_FAILED = "SERVICE_FAILED"
+    INPUT_MISSING = "INPUT_MISSING"
     # The reasons below are the infrastructure's fault: another attempt can succeed without a change of the action.
     UNSCHEDULABLE = "UNSCHEDULABLE"
     EVICTED = "EVICTED"
@@ -135,6 +137,10 @@ class ClusterError(AgentError):
 
 class SchedulerError(AgentError):
     """The stream to the scheduler cannot be opened, or it broke."""
+
+
+class InputMissing(SchedulerError):
+    """The scheduler no longer stores a file of an input. The message names the file."""
 
 
 class Refused(SchedulerError):

@@ -23,6 +23,7 @@ class Feature(Enum):
     """
 
     SERVICES = "services"
+    INPUTS = "inputs"
 
 
 @dataclass(frozen=True, slots=True)

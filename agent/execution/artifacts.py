@@ -18,12 +18,12 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 
 from agent.domain.actions import When
 from agent.domain.artifacts import FileData, FileEnd
-from agent.domain.errors import ActionFailed, ClusterError, Reason, SchedulerError, Stage
+from agent.domain.errors import ActionFailed, ClusterError, InputMissing, Reason, SchedulerError, Stage
 from agent.domain.observations import Collected
 from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from agent.domain.actions import ArtifactRules
     from agent.domain.artifacts import FilePart
@@ -85,7 +85,7 @@ async def send_files(session: Session, environment: Environment, seconds: float)
     turns = Turns(environment, seconds)
     try:
         async with asyncio.timeout(seconds) as limit:
-            async for each in retrying(session):
+            async for each in retrying(session, session.stats.upload_retried):
                 with each:
                     async with turns.turn(limit):
                         attempt = CopyAttempt(environment, rules, limit.when() or 0.0)
@@ -104,8 +104,8 @@ async def send_files(session: Session, environment: Environment, seconds: float)
         raise files_failed(session, "refused", attempt.collected.refused)
 
 
-def retrying(session: Session) -> AsyncRetrying:
-    """Return the loop that retries the copy of a session's files."""
+def retrying(session: Session, retried: Callable[[], None]) -> AsyncRetrying:
+    """Return the loop that retries the copy of a session's files. It calls `retried` before each new try."""
     backoff = session.timings.upload_backoff
 
     def wait(state: RetryCallState) -> float:
@@ -115,7 +115,7 @@ def retrying(session: Session) -> AsyncRetrying:
         return backoff(state) if asked is None else asked
 
     def count(state: RetryCallState) -> None:
-        session.stats.upload_retried()
+        retried()
         error = session.reporter.mask_text(str(state.outcome.exception() if state.outcome else None))
         log.warning("copying files broke and starts again", action=session.key.action_id, error=error)
 
@@ -203,7 +203,9 @@ class CopyAttempt:
 
 def may_pass(error: BaseException) -> bool:
     """Return whether another try of the copy can succeed after this error."""
-    return isinstance(error, SchedulerError) or (isinstance(error, ClusterError) and error.retryable)
+    if isinstance(error, SchedulerError):
+        return not isinstance(error, InputMissing)
+    return isinstance(error, ClusterError) and error.retryable
 
 
 def files_failed(session: Session, why: str, message: str) -> ActionFailed:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from agent.domain.actions import Action, ArtifactRules, Key
-    from agent.domain.artifacts import FilePart
+    from agent.domain.artifacts import FileData, FilePart, InputFile
     from agent.domain.events import Event
     from agent.domain.log_cursor import Cursor
     from agent.domain.observations import Collected, LogItem, Marker, Observation, ServiceOutput
@@ -184,6 +184,18 @@ class Environment(Protocol):
             ActionFailed: the files could not be copied.
         """
 
+    async def receive_inputs(self, items: AsyncIterator[InputFile | FileData], seconds: float) -> None:
+        """Copy files into the workspace within `seconds`, then let the commands start.
+
+        Each file is an `InputFile`, whose path is relative to the workspace, and its data. A repeated call is safe. If
+        the commands have started already, the call changes nothing.
+
+        Raises:
+            ActionFailed: a file cannot be written at its path, or its content has another hash.
+            ClusterError: the copy broke. `retryable` is set if a new call may succeed.
+            Exception: whatever `items` raises.
+        """
+
     async def hold_for_debugging(self, outcome: Outcome) -> str:
         """Wait while a person looks at the environment.
 
@@ -229,6 +241,14 @@ class SessionSink(Protocol):
         Raises:
             SchedulerError: the upload broke. The caller starts again from the first file.
             Exception: any error that `parts` raises.
+        """
+
+    def fetch(self, number: int) -> AsyncGenerator[FilePart, None]:
+        """Yield the parts of the files of input `number`, counted from 1, in a gRPC call of its own.
+
+        Raises:
+            InputMissing: the scheduler no longer stores a file.
+            SchedulerError: the call broke. The caller starts again from the first file.
         """
 
     def restart(self, seq: int) -> None:

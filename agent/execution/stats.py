@@ -31,6 +31,10 @@ class SessionStats:
 
     def __init__(self) -> None:
         self.upload_retries = 0
+        self.input_retries = 0
+        self.input_files = 0
+        self.input_bytes = 0
+        self.input_seconds: float | None = None
         self.internal_errors = 0
         self.files_failed = ""
         self.command_seconds: list[float] = []
@@ -41,6 +45,13 @@ class SessionStats:
 
     def upload_retried(self) -> None:
         self.upload_retries += 1
+
+    def input_retried(self) -> None:
+        self.input_retries += 1
+
+    def inputs_received(self, files: int, size: int, seconds: float) -> None:
+        """Count files of other actions that were copied into the environment, in `seconds` for all of them."""
+        self.input_files, self.input_bytes, self.input_seconds = files, size, seconds
 
     def internal_error(self) -> None:
         self.internal_errors += 1
@@ -64,6 +75,11 @@ class SessionStats:
         metrics.log_dropped_bytes.labels("gap").inc(self.missing)
         metrics.log_gaps.labels("certain").inc(self.log_gaps)
         metrics.artifact_retries.inc(self.upload_retries)
+        metrics.input_retries.inc(self.input_retries)
+        metrics.input_files.inc(self.input_files)
+        metrics.input_bytes.inc(self.input_bytes)
+        if self.input_seconds is not None:
+            metrics.phase_duration.labels("inputs").observe(self.input_seconds)
         if self.files_failed:
             metrics.artifact_failures.labels(self.files_failed).inc()
         for seconds in self.command_seconds:

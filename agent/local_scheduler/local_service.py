@@ -19,6 +19,7 @@ from agent.domain.errors import AgentError
 from agent.domain.outcome import Result
 from agent.local_scheduler.registry import PipelineExists, PipelineIdInvalid, PipelineUnknown, StaleAttempt
 from agent.local_scheduler.storage.downloads import open_stored
+from agent.local_scheduler.storage.inputs import FileGone, InputsUnusable
 from agent.local_scheduler.storage.store import StoreFailed
 from agent.local_scheduler.storage.uploads import UploadRefused
 from agent.pipeline import parser
@@ -86,6 +87,8 @@ STATUS_CODES: dict[type[AgentError], grpc.StatusCode] = {
     PipelineExists: grpc.StatusCode.ALREADY_EXISTS,
     PipelineUnknown: grpc.StatusCode.NOT_FOUND,
     FileUnknown: grpc.StatusCode.NOT_FOUND,
+    FileGone: grpc.StatusCode.NOT_FOUND,
+    InputsUnusable: grpc.StatusCode.NOT_FOUND,
     StoreFailed: grpc.StatusCode.UNAVAILABLE,
     StaleAttempt: grpc.StatusCode.FAILED_PRECONDITION,
     UploadRefused: grpc.StatusCode.INVALID_ARGUMENT,

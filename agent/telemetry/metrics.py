@@ -36,7 +36,7 @@ DEFAULT_SETTINGS = MetricsSettings()
 # Upper bounds of the buckets of the event loop's lag, in seconds.
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
-PHASES = ("schedule", "pull", "clone", "services", "commands", "artifacts", "cleanup")
+PHASES = ("schedule", "pull", "clone", "services", "inputs", "commands", "artifacts", "cleanup")
 # Verb and resource of every request that the agent sends to the Kubernetes API.
 API_REQUESTS = (
     ("create", "pods"),
@@ -72,6 +72,7 @@ WARM_RESULTS = (
     "cold_image",
     "cold_repository",
     "cold_services",
+    "cold_inputs",
     "cold_size",
     "cold_variable",
 )
@@ -183,6 +184,9 @@ class Metrics:
         self.artifact_files = self.counter("artifact_files", "Artifact files that the scheduler stored.")
         self.artifact_bytes = self.counter("artifact_bytes", "Bytes of artifact files that the scheduler stored.")
         self.artifact_retries = self.counter("artifact_retries", "Repeated attempts to copy the files of a session.")
+        self.input_files = self.counter("input_files", "Files of other actions that were copied into a workspace.")
+        self.input_bytes = self.counter("input_bytes", "Bytes of those files.")
+        self.input_retries = self.counter("input_retries", "Repeated attempts to copy the inputs of a session.")
         self.artifact_failures = self.counter(
             "artifact_failures", "Sessions whose files could not be copied.", "reason"
         )

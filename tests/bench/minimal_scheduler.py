@@ -225,6 +225,15 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
         stream.outgoing.put_nowait(wire.SchedulerMessage(ack=ack))
         self.given[event.action_id].take(event, now)
 
+    async def FetchInput(  # noqa: N802 - the name is the contract's
+        self,
+        request: wire.FetchInputRequest,
+        context: Any,
+    ) -> AsyncIterator[wire.ArtifactChunk]:
+        """Refuse the call, because no action of this scheduler has inputs."""
+        raise AssertionError(f"{request.action_id} has no inputs")
+        yield wire.ArtifactChunk()
+
     async def UploadArtifacts(  # noqa: N802 - the name is the contract's
         self, request_iterator: AsyncIterator[wire.ArtifactChunk], context: Any
     ) -> wire.UploadReceipt:

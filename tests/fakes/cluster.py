@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent.cluster.supervisor.markers import MarkerReader
-from agent.domain.artifacts import FileData, FileEnd, FileStart
+from agent.domain.artifacts import FileData, FileEnd, FileStart, InputFile
 from agent.domain.errors import Reason
 from agent.domain.events import ArtifactSummary
 from agent.domain.observations import (
@@ -35,7 +35,7 @@ from agent.domain.outcome import Result
 from tests.fakes.waiting import Changing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
     from agent.domain.actions import Action, ArtifactRules
     from agent.domain.artifacts import FilePart
@@ -65,6 +65,7 @@ class Script:
         service_logs: the end of the log of each service, by name, or the error of a log that cannot be read.
         live_logs: what `live_log` yields for each service, by name.
         begun: whether the commands of an adopted environment have begun.
+        deliveries: for each `receive_inputs` the error to raise at its end, or None.
         remove_error: an error that `remove` raises. The `remove` of a real environment never raises.
     """
 
@@ -83,6 +84,7 @@ class Script:
     interactive: bool = False
     setup_notice: str = ""
     begun: bool = True
+    deliveries: list[BaseException | None] = field(default_factory=list)
     remove_error: BaseException | None = None
 
 
@@ -161,6 +163,7 @@ class FakeEnvironment:
         self.creations = 0
         self.removals = 0
         self.interrupts: list[float] = []
+        self.inputs: dict[bytes, tuple[int, bytes]] = {}
         self.playing = False
         self.disowned = False
         self.services = FakeServices(self)
@@ -346,6 +349,21 @@ class FakeEnvironment:
         """Record that the workspace was uploaded."""
         await notify("copying the working tree, 1.5 MB")
         await self.note("upload_workspace")
+
+    async def receive_inputs(self, items: AsyncIterator[InputFile | FileData], seconds: float) -> None:
+        """Keep the mode and the content of each file in `inputs`.
+
+        Then raise the error that the script names for this delivery, if any.
+        """
+        await self.note("inputs")
+        self.inputs, path, mode = {}, b"", 0
+        async for item in items:
+            if isinstance(item, InputFile):
+                path, mode = item.path, item.mode
+            data = self.inputs.get(path, (0, b""))[1] + (item.data if isinstance(item, FileData) else b"")
+            self.inputs[path] = (mode, data)
+        if self.script.deliveries and (error := self.script.deliveries.pop(0)):
+            raise error
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:
         """Record the hold for debugging. Return the message for the person at the terminal."""

@@ -57,11 +57,13 @@ class DebugOptions:
         notify: Callable[[str], Awaitable[None]],
         *,
         gated: bool,
+        last: bool,
     ) -> None:
         """Extract the tar file `self.tree` into the folder `workspace` of container `target`.
 
-        The supervisor starts the commands when the upload is complete and, if `gated`, all services are ready. `notify`
-        is called before the upload, with a sentence that states the size of the tree.
+        If the tree is the `last` part of the workspace, the commands may start when the upload is complete and, if
+        `gated`, all services are ready. `notify` is called before the upload, with a sentence that states the size of
+        the tree.
 
         Raises:
             ActionFailed: the upload failed.
@@ -71,7 +73,7 @@ class DebugOptions:
         tree, size = self.tree, self.tree.stat().st_size
         await notify(f"copying the working tree, {size / 1e6:.1f} MB")
         start = ("", packaging.GATE) if gated else (packaging.SNAPSHOT, GO)
-        argv = [*packaging.receive_tree_program(), workspace, *start, str(size)]
+        argv = [*packaging.receive_tree_program(), workspace, *(start if last else ("", "")), str(size)]
         stream = ExecStream(client, target, argv, seconds=UPLOAD_SECONDS, stdin=True)
         try:
             async with stream:

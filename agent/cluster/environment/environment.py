@@ -16,10 +16,8 @@ import structlog
 
 from agent.cluster.api import exec as execs
 from agent.cluster.api.container_ref import ContainerRef
-from agent.cluster.artifacts import collect
-from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.ending.pod_ending import PodEnding
-from agent.cluster.environment import creation, failure_report
+from agent.cluster.environment import creation, failure_report, transfers
 from agent.cluster.environment.containers import PodContainers
 from agent.cluster.environment.services import PodServices
 from agent.cluster.environment.warm_start import WarmStart
@@ -38,14 +36,14 @@ from agent.domain.observations import FINAL, LogEnd, LogLost, Lost, SetupFailed
 from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from agent.cluster.environment.context import Context
     from agent.cluster.environment.registry import EnvironmentRegistry
     from agent.cluster.pod.setup_timing import SetupTiming
     from agent.cluster.warm.pool import WarmPod
     from agent.domain.actions import Action, ArtifactRules
-    from agent.domain.artifacts import FilePart
+    from agent.domain.artifacts import FileData, FilePart, InputFile
     from agent.domain.log_cursor import Cursor
     from agent.domain.observations import Collected, LogItem, Observation
     from agent.domain.outcome import Outcome
@@ -267,14 +265,14 @@ class PodEnvironment:
 
     async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
         """Copy the files that match `rules` out of the pod, within `seconds`. The last item is `Collected`."""
-
-        def open_exec(argv: list[str], seconds: float) -> execs.ExecStream:
-            return execs.ExecStream(self.client, self.helper_container, argv, seconds=seconds)
-
-        limits = ArchiveLimits.of(self.context.settings.artifacts, seconds)
-        async with aclosing(collect.collect(open_exec, rules, limits, workspace=self.workspace)) as items:
+        items = transfers.collect_files(self.client, self.helper_container, self.context.settings, rules, seconds)
+        async with aclosing(items):
             async for item in items:
                 yield item
+
+    async def receive_inputs(self, items: AsyncIterator[InputFile | FileData], seconds: float) -> None:
+        """Copy files into the workspace within `seconds`, then let the commands start."""
+        await self.services.receive_inputs(items, seconds)
 
     @property
     def helper_container(self) -> ContainerRef:

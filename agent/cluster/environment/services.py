@@ -19,6 +19,7 @@ import structlog
 from agent.backoff import Backoff
 from agent.cluster.api import exec as execs
 from agent.cluster.api.container_ref import ContainerRef
+from agent.cluster.environment import transfers
 from agent.cluster.packaging import release_command
 from agent.cluster.pod.fields import container_status, is_running, terminated_state
 from agent.cluster.pod.manifest import ACTION, HELPER
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from agent.cluster.environment.debugging import DebugOptions
     from agent.cluster.environment.environment import PodEnvironment
+    from agent.domain.artifacts import FileData, InputFile
     from agent.domain.json import Object
     from agent.domain.observations import Observation
 
@@ -208,10 +210,17 @@ class PodServices:
         return bool(self.environment.plan.action.services)
 
     async def upload_tree(self, debug: DebugOptions, notify: Callable[[str], Awaitable[None]]) -> None:
-        """Upload the working tree of the person who started `run`. The commands then wait for the services only."""
-        environment = self.environment
-        await debug.upload_tree(
-            self.client, environment.helper_container, environment.workspace, notify, gated=self.gated
+        """Upload the working tree of the person who started `run`. The commands then wait for inputs and services."""
+        target, workspace = self.environment.helper_container, self.environment.workspace
+        last = not self.environment.plan.action.inputs
+        await debug.upload_tree(self.client, target, workspace, notify, gated=self.gated, last=last)
+
+    async def receive_inputs(self, items: AsyncIterator[InputFile | FileData], seconds: float) -> None:
+        """Copy files into the workspace within `seconds`. The commands then wait for the services only."""
+        target, workspace = self.environment.helper_container, self.environment.workspace
+        snapshot = self.environment.plan.wants_snapshot
+        await transfers.receive_inputs(
+            self.client, target, workspace, items, seconds, snapshot=snapshot, gated=self.gated
         )
 
     @property

@@ -16,8 +16,8 @@ import stat
 import time
 from hashlib import sha256
 
-from agent.cluster.in_pod.glob import compile_folders, compile_globs
 from agent.cluster.in_pod.workspace import FOLDER, MAX_NAME, TOO_LONG, fingerprint, walk
+from agent.glob import compile_folders, compile_globs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from agent.cluster.in_pod.log_keeper import LogKeeper
 from agent.cluster.in_pod.order import GO, IDLE_SECONDS, LEAVE, SUPERVISOR, read_order, write, write_order
 from agent.cluster.in_pod.order_server import OrderServer
 from agent.cluster.in_pod.start_gate import StartGate
-from agent.cluster.in_pod.workspace import change_owner, start_commands, take_snapshot
+from agent.cluster.in_pod.workspace import USER, change_owner, start_commands, take_snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +50,11 @@ def run_cold(keeper: LogKeeper, setup: str, snapshot: str, began: float) -> None
     use_order(keeper, order, setup, began)
     if not order["snapshot"]:
         snapshot = ""
-    if order["change_owner"]:
+    if not order["start"]:
+        # An errand completes the workspace. Then the gate or, without a gate, the errand takes the snapshot.
+        if order["change_owner"]:
+            hand_over(keeper, order["workspace"], "")
+    elif order["change_owner"]:
         snapshot = hand_over(keeper, order["workspace"], snapshot)
 
     def start() -> None:
@@ -105,4 +109,6 @@ def hand_over(keeper: LogKeeper, workspace: str, snapshot: str) -> str:
     if snapshot:
         take_snapshot(workspace, snapshot)
     user = keeper.wait_for_user(keeper.deadline - time.monotonic())
-    return snapshot if user and change_owner(workspace, *user) else ""
+    changed = user is not None and change_owner(workspace, *user)
+    write(keeper.log_folder, USER, f"{user[0]} {user[1]}\n" if user else "")
+    return snapshot if changed else ""

@@ -35,7 +35,8 @@ def main(arguments: list[str]) -> None:
     """Run with the arguments WORKSPACE SNAPSHOT GO SIZE: GO is the FIFO that starts the commands.
 
     SIZE is the number of bytes of the tar. If SNAPSHOT is "", GO is the FIFO of the helper's gate, and the helper takes
-    the snapshot and starts the commands when the services are ready.
+    the snapshot and starts the commands when the services are ready. If both are "", another errand completes the
+    workspace.
     """
     workspace, snapshot, go, size = arguments
     # The image of the action may run as any user, and that user must be able to write all files.
@@ -51,6 +52,6 @@ def main(arguments: list[str]) -> None:
         pass
     if snapshot:
         start_commands(workspace, snapshot, go)
-    else:
+    elif go:
         wait_for_path(go)
         send_word(go, "tree")

@@ -24,6 +24,8 @@ ORDER_SECONDS = 60  # maximum number of seconds until container `helper` has wri
 MAX_NAME = 4096  # maximum number of bytes of a path, as in `agent.domain.paths`, which cannot be imported here
 TOO_LONG = f"a path longer than {MAX_NAME} bytes"
 TERMINATION = "/dev/termination-log"
+USER = "user"  # file of the log's folder: user and group of the commands, written when the workspace belongs to them
+STARTED = "started"  # file of the order's folder: the commands may have begun
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # id of the clock that the kernel uses for file times; the module `time` has no name for this clock
 CLOCK_REALTIME_COARSE = 5
@@ -128,6 +130,7 @@ def start_commands(workspace: str, snapshot: str, go: str) -> None:
     wait_for_path(os.path.join(os.path.dirname(go), "setup"))
     # If this container is killed, its termination message shows the agent that the commands may have begun.
     write_termination(READY)
+    mark_started(go)
     send_word(go, "run")
 
 
@@ -138,6 +141,15 @@ def write_termination(text: str) -> None:
             termination.write(text)
     except OSError:
         pass  # the program does not run in a container
+
+
+def mark_started(go: str) -> None:
+    """Record that the commands may begin.
+
+    A later errand, for example of an agent that has adopted the pod, then changes nothing. GO is the FIFO that starts
+    the commands.
+    """
+    os.close(os.open(os.path.join(os.path.dirname(go), STARTED), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
 
 
 def wait_for_path(path: str) -> None:
@@ -154,6 +166,11 @@ def send_word(path: str, word: str) -> None:
     fifo = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     os.write(fifo, word.encode() + b"\n")
     os.close(fifo)
+
+
+def commands_started(go: str) -> bool:
+    """Return whether the commands may have begun. GO is the FIFO that starts them."""
+    return os.path.exists(os.path.join(os.path.dirname(go), STARTED))
 
 
 def take_snapshot(workspace: str, snapshot: str) -> None:

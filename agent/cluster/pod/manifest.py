@@ -86,6 +86,11 @@ class Plan:
         """Whether the agent may copy files of the workspace after the commands."""
         return self.action.artifacts.when is not When.NEVER
 
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether the artifacts are what differs from the snapshot of the workspace, which the action does not name."""
+        return self.wants_files and not self.action.artifacts.paths
+
 
 def pod(plan: Plan, settings: Settings) -> Object:
     """Return the manifest of the pod of an attempt."""
@@ -193,6 +198,7 @@ def deadline(plan: Plan, settings: Settings) -> int:
         # The agent waits for its turn before it copies the files. The wait and the copy each last at most
         # `artifacts.timeout`.
         + (2 * settings.artifacts.timeout if plan.wants_files else 0)
+        + (2 * settings.artifacts.timeout if plan.action.inputs else 0)
         + ADOPTION_SECONDS
     )
 

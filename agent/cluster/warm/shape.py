@@ -122,6 +122,8 @@ def ineligible(plan: manifest.Plan, settings: Settings) -> str:
         return "cold_class"
     if action.services:
         return "cold_services"
+    if action.inputs:
+        return "cold_inputs"
     if action.repository is not None:
         return "cold_repository"
     names = action.env.keys() | action.secrets.keys()

@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,6 +132,7 @@ class Upload:
         self.files: list[FileStored] = []
         self.paths: set[bytes] = set()
         self.complete = False
+        self.began = time.monotonic()
         self.received_bytes = 0
         self.start: FileStart | None = None
         self.handle = -1
@@ -177,7 +179,8 @@ class Upload:
         """Return the progress of the upload."""
         start = self.start
         path, size = (start.path, start.size) if start else (b"", 0)
-        return Transfer(len(self.files), self.received_bytes, path, self.file_bytes if start else 0, size)
+        done, seconds = self.file_bytes if start else 0, time.monotonic() - self.began
+        return Transfer(len(self.files), self.received_bytes, path, done, size, seconds)
 
     def staging_path(self, number: int) -> str:
         """Return the path of file number `number` of this upload in the staging folder."""
@@ -207,7 +210,7 @@ class Upload:
         self.handle = -1
         self.start = None
         self.paths.add(start.path)
-        self.files.append(FileStored(start.path, start.size, sha256))
+        self.files.append(FileStored(start.path, start.size, sha256, start.mode & 0o777))
 
     def check_end(self, end: UploadEnd) -> None:
         """Compare the number of files and bytes that the agent has sent with the received files."""

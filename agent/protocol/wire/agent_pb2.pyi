@@ -169,6 +169,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """the commands succeeded, but the files could not be collected"""
     SERVICE_FAILED: _Reason.ValueType  # 9
     """a service did not become ready, or ended too early"""
+    INPUT_MISSING: _Reason.ValueType  # 10
+    """a file of another action that this action needs is not stored"""
     UNSCHEDULABLE: _Reason.ValueType  # 32
     """no node for the pod was found in time"""
     EVICTED: _Reason.ValueType  # 33
@@ -211,6 +213,8 @@ ARTIFACTS_FAILED: Reason.ValueType  # 8
 """the commands succeeded, but the files could not be collected"""
 SERVICE_FAILED: Reason.ValueType  # 9
 """a service did not become ready, or ended too early"""
+INPUT_MISSING: Reason.ValueType  # 10
+"""a file of another action that this action needs is not stored"""
 UNSCHEDULABLE: Reason.ValueType  # 32
 """no node for the pod was found in time"""
 EVICTED: Reason.ValueType  # 33
@@ -1183,6 +1187,7 @@ class Action(_message.Message):
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     SERVICES_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
     SHELL_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_CLASS_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
@@ -1231,6 +1236,10 @@ class Action(_message.Message):
         """feature `services`; the commands start when all services are ready"""
 
     @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Input]:
+        """files of other actions for the workspace, before the first command (feature `inputs`)"""
+
+    @_builtins.property
     def shell(self) -> Global___Shell:
         """unset: the agent's settings"""
 
@@ -1251,12 +1260,13 @@ class Action(_message.Message):
         artifacts: Global___ArtifactRules | None = ...,
         traceparent: _builtins.str = ...,
         services: _abc.Iterable[Global___Service] | None = ...,
+        inputs: _abc.Iterable[Global___Input] | None = ...,
         shell: Global___Shell | None = ...,
         environment_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "repository", b"repository", "resources", b"resources", "shell", b"shell", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "commands", b"commands", "env", b"env", "environment_class", b"environment_class", "image", b"image", "name", b"name", "repository", b"repository", "resources", b"resources", "secrets", b"secrets", "services", b"services", "shell", b"shell", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "commands", b"commands", "env", b"env", "environment_class", b"environment_class", "image", b"image", "inputs", b"inputs", "name", b"name", "repository", b"repository", "resources", b"resources", "secrets", b"secrets", "services", b"services", "shell", b"shell", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1523,6 +1533,74 @@ class Repository(_message.Message):
 Global___Repository: _TypeAlias = Repository  # noqa: Y015
 
 @_typing.final
+class Input(_message.Message):
+    """Files that the scheduler has stored from another action. Part of Action. The agent copies them into the workspace
+    after the clone and before the first command. They are no artifacts of this action, unless its rules name their paths.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    OPTIONAL_FIELD_NUMBER: _builtins.int
+    to: _builtins.str
+    """folder in the workspace, relative and without ".."; empty: the workspace"""
+    optional: _builtins.bool
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputFile]:
+        """an input without files fails the attempt with INPUT_MISSING, unless it is optional"""
+
+    def __init__(
+        self,
+        *,
+        to: _builtins.str = ...,
+        files: _abc.Iterable[Global___InputFile] | None = ...,
+        optional: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "from", b"from", "optional", b"optional", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Input: _TypeAlias = Input  # noqa: Y015
+
+@_typing.final
+class InputFile(_message.Message):
+    """A file of an input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    path: _builtins.bytes
+    """relative to Input.to, without "..", as on the disk, so not necessarily UTF-8"""
+    mode: _builtins.int
+    """permission bits"""
+    size: _builtins.int
+    """number of bytes"""
+    sha256: _builtins.bytes
+    """the agent runs no command if the bytes that arrive have another hash"""
+    def __init__(
+        self,
+        *,
+        path: _builtins.bytes = ...,
+        mode: _builtins.int = ...,
+        size: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "path", b"path", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InputFile: _TypeAlias = InputFile  # noqa: Y015
+
+@_typing.final
 class Resources(_message.Message):
     """Resources of a container, as Kubernetes quantities ("500m", "1Gi"). Part of Action, for the commands, and of Service.
     Empty: the default of the agent's policy for commands, or of its settings for services.
@@ -1765,7 +1843,8 @@ class Resume(_message.Message):
     @_builtins.property
     def action(self) -> Global___Action:
         """The whole action, for an adopting agent. The agent begins the action if its former agent was lost before the first
-        command in a warm pod. Unset: the attempt then ends with INTERNAL.
+        command in a warm pod. Unset: the attempt then ends with INTERNAL. The agent also copies the inputs of the action, which
+        the scheduler leaves out if a command has started.
         """
 
     @_builtins.property
@@ -1862,8 +1941,9 @@ Global___Drain: _TypeAlias = Drain  # noqa: Y015
 class ArtifactChunk(_message.Message):
     """---------------------------------------------------------------------------------------------------------- files
 
-    Sent by the agent in a call of UploadArtifacts. The first chunk has the `header`. For each file follow a part `file`,
-    parts `data` in order, and a part `file_end`. The last part of the call is `end`. A chunk may hold many small files.
+    Sent by the agent in a call of UploadArtifacts, and by the scheduler in a call of FetchInput. In UploadArtifacts the
+    first chunk has the `header`. For each file follow a part `file`, parts `data` in order, and a part `file_end`. The
+    last part of the call is `end`. A chunk may hold many small files.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1922,8 +2002,43 @@ class UploadHeader(_message.Message):
 Global___UploadHeader: _TypeAlias = UploadHeader  # noqa: Y015
 
 @_typing.final
+class FetchInputRequest(_message.Message):
+    """The input whose files the agent wants. Sent by the agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    attempt: _builtins.int
+    claim: _builtins.int
+    agent_id: _builtins.str
+    """as in Register"""
+    input: _builtins.int
+    """position in Action.inputs, from 1"""
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        claim: _builtins.int = ...,
+        agent_id: _builtins.str = ...,
+        input: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "agent_id", b"agent_id", "attempt", b"attempt", "claim", b"claim", "input", b"input"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchInputRequest: _TypeAlias = FetchInputRequest  # noqa: Y015
+
+@_typing.final
 class ArtifactPart(_message.Message):
-    """One step of an upload."""
+    """One step of an upload or of an input."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1968,7 +2083,7 @@ class FileStart(_message.Message):
     SIZE_FIELD_NUMBER: _builtins.int
     path: _builtins.bytes
     """Relative to the workspace, without "..", as on the disk, so not necessarily UTF-8. A scheduler refuses other paths,
-    because an agent may be compromised.
+    because an agent may be compromised. In FetchInput as in InputFile.
     """
     mode: _builtins.int
     """permission bits"""
@@ -1991,8 +2106,8 @@ Global___FileStart: _TypeAlias = FileStart  # noqa: Y015
 
 @_typing.final
 class FileEnd(_message.Message):
-    """The current file is complete. If the hash differs, the scheduler discards the file, and refuses the call or does not
-    count the file in the receipt.
+    """The current file is complete. If the hash differs, the receiver discards the file. A scheduler then refuses the call
+    or does not count the file in the receipt. An agent then ends the attempt.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

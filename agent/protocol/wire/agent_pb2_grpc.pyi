@@ -122,6 +122,14 @@ class SchedulerStub:
     is wanted, no call and no event `artifacts` come. A call of a lower claim or of an attempt that has ended is refused
     with FAILED_PRECONDITION, a call that breaks the contract with INVALID_ARGUMENT.
     """
+    FetchInput: _grpc.UnaryStreamMultiCallable[_agent_pb2.FetchInputRequest, _agent_pb2.ArtifactChunk]
+    """Returns the files of one input of a session, in the order of Input.files. The agent calls it before the commands
+    run. The chunks have the form of UploadArtifacts, without `header`, and end with `end`.
+
+    The call may be repeated: after a broken connection, and by an adopting agent.
+      NOT_FOUND            a file is no longer stored; the agent ends the attempt with INPUT_MISSING and the details
+      FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
+    """
 
 @_typing.type_check_only
 class SchedulerAsyncStub(SchedulerStub):
@@ -145,6 +153,14 @@ class SchedulerAsyncStub(SchedulerStub):
     The order in a session is: the commands end, UploadArtifacts, the event `artifacts`, the event `finished`. If no file
     is wanted, no call and no event `artifacts` come. A call of a lower claim or of an attempt that has ended is refused
     with FAILED_PRECONDITION, a call that breaks the contract with INVALID_ARGUMENT.
+    """
+    FetchInput: _aio.UnaryStreamMultiCallable[_agent_pb2.FetchInputRequest, _agent_pb2.ArtifactChunk]  # type: ignore[assignment]
+    """Returns the files of one input of a session, in the order of Input.files. The agent calls it before the commands
+    run. The chunks have the form of UploadArtifacts, without `header`, and end with `end`.
+
+    The call may be repeated: after a broken connection, and by an adopting agent.
+      NOT_FOUND            a file is no longer stored; the agent ends the attempt with INPUT_MISSING and the details
+      FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
     """
 
 class SchedulerServicer(metaclass=_abc_1.ABCMeta):
@@ -178,6 +194,20 @@ class SchedulerServicer(metaclass=_abc_1.ABCMeta):
         The order in a session is: the commands end, UploadArtifacts, the event `artifacts`, the event `finished`. If no file
         is wanted, no call and no event `artifacts` come. A call of a lower claim or of an attempt that has ended is refused
         with FAILED_PRECONDITION, a call that breaks the contract with INVALID_ARGUMENT.
+        """
+
+    @_abc_1.abstractmethod
+    def FetchInput(
+        self,
+        request: _agent_pb2.FetchInputRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.ArtifactChunk], _abc.AsyncIterator[_agent_pb2.ArtifactChunk]]:
+        """Returns the files of one input of a session, in the order of Input.files. The agent calls it before the commands
+        run. The chunks have the form of UploadArtifacts, without `header`, and end with `end`.
+
+        The call may be repeated: after a broken connection, and by an adopting agent.
+          NOT_FOUND            a file is no longer stored; the agent ends the attempt with INPUT_MISSING and the details
+          FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
         """
 
 def add_SchedulerServicer_to_server(servicer: SchedulerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,12 +22,13 @@ from agent.scheduler.reconnect import Reconnector
 from agent.scheduler.stream import credential_reload
 from agent.scheduler.stream.channel import StreamChannels, call_metadata
 from agent.scheduler.stream.credential_reload import CredentialReload
+from agent.scheduler.stream.fetch import fetch_call, parts_of, receive_chunk
 from agent.scheduler.stream.inbox import Inbox
 from agent.scheduler.stream.stream import DEFAULT_GRACE, DEFAULT_INTERVAL, PROTOCOL_VERSION, Stream
 from agent.scheduler.stream.upload import upload
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from google.protobuf.duration_pb2 import Duration
 
@@ -93,6 +95,7 @@ class Connection:
         self.uploads: set[asyncio.Timeout] = set()
         self.deadline: asyncio.Timeout | None = None
         outbox.uploader = self.upload
+        outbox.fetcher = self.fetch
 
     @property
     def registered(self) -> bool:
@@ -149,6 +152,39 @@ class Connection:
             self.uploads.discard(end)
         self.metrics.artifact_files.inc(receipt.files)
         self.metrics.artifact_bytes.inc(receipt.bytes)
+
+    async def fetch(self, key: Key, number: int) -> AsyncGenerator[FilePart, None]:
+        """Wait for a connection and yield the parts of an input's files. The caller sets the deadline.
+
+        Raises:
+            InputMissing: the scheduler no longer stores a file.
+            SchedulerError: the call broke.
+        """
+        while self.channels is None or not self.registered:
+            await self.reconnector.connected.wait()
+        channels = self.channels
+        call = fetch_call(channels.upload_stub(), key, self.identity.agent_id, number, call_metadata(self.settings))
+
+        async def next_chunk() -> wire.ArtifactChunk | None:
+            if self.channels is not channels:
+                raise SchedulerError("the connection to the scheduler ended while files were received")
+            try:
+                async with asyncio.timeout(None) as end:
+                    self.uploads.add(end)
+                    return await receive_chunk(call)
+            except TimeoutError as error:
+                if not end.expired():
+                    raise
+                raise SchedulerError("the connection to the scheduler ended while files were received") from error
+            finally:
+                self.uploads.discard(end)
+
+        try:
+            async with aclosing(parts_of(next_chunk)) as parts:
+                async for part in parts:
+                    yield part
+        finally:
+            call.cancel()
 
     # ---- internal methods
 

@@ -166,6 +166,15 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
                 self.lines += 1
                 self.latencies.append((now - int(each.split(b" ", 2)[1])) / 1e9)
 
+    async def FetchInput(  # noqa: N802 - the name is the contract's
+        self,
+        request: wire.FetchInputRequest,
+        context: Any,
+    ) -> AsyncIterator[wire.ArtifactChunk]:
+        """Refuse the call, because no action of this scheduler has inputs."""
+        raise AssertionError(f"{request.action_id} has no inputs")
+        yield wire.ArtifactChunk()
+
     async def UploadArtifacts(  # noqa: N802 - the name is the contract's
         self, request_iterator: Any, context: Any
     ) -> wire.UploadReceipt:

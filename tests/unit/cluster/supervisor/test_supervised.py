@@ -484,7 +484,7 @@ def test_programs_that_look_for_a_command_find_only_what_the_commands_start(shel
 
 def test_the_order_is_gone_while_the_commands_run(shell: str) -> None:
     result = run(shell, "while test -e ../order/env; do sleep 0.01; done; ls ../order")
-    assert set(result.text.split()) == {"control", "go", "log", "order", "supervisor"}
+    assert set(result.text.split()) == {"control", "go", "log", "order", "started", "supervisor"}
 
 
 def test_binary_output_arrives_unchanged(shell: str) -> None:

@@ -16,6 +16,7 @@ from agent.cluster.pod.labels import SESSION, WARM
 from agent.cluster.pod.session_annotation import claimed_at_of
 from agent.cluster.warm import shape
 from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources, Service, When
+from agent.domain.artifacts import Input
 from agent.settings import Settings
 from tests.fakes.warm_agent import ACTION, settings_of
 
@@ -131,6 +132,7 @@ def test_the_order_is_that_of_a_cold_pod_with_the_values_of_the_secrets() -> Non
         ({}, ""),
         ({"environment_class": "large"}, "cold_class"),
         ({"services": (Service("db", "postgres"),)}, "cold_services"),
+        ({"inputs": (Input("build", "", ()),)}, "cold_inputs"),
         ({"repository": Repository("https://example.org/r.git")}, "cold_repository"),
         ({"env": {"UID": "1"}}, "cold_variable"),
         ({"secrets": {"PPID": "1"}}, "cold_variable"),
