@@ -1,9 +1,9 @@
 """Pack the programs of container `helper` into commands that any container with Python 3.9 can run.
 
 The programs are ordinary modules, so that they are typed, linted and tested: `helper`, which is PID 1, and the errands
-`collect_files`, `receive_tree`, `receive_inputs`, `read_log` and `deliver_order`, each one exec. A command carries their
-source as one argument of `python3 -c`, compressed, without comments and docstrings. So the version of the image on a
-node does not have to match the agent's version.
+`collect_files`, `receive_tree`, `receive_inputs`, `read_log` and `deliver_order`, each one exec. A command carries
+their source as one argument of `python3 -c`, compressed, without comments and docstrings. So the version of the image
+on a node does not have to match the agent's version.
 """
 
 from __future__ import annotations

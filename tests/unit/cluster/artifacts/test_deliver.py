@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
 
+from agent.cluster import packaging
 from agent.cluster.api.exec import ExecError, ExecStream
 from agent.cluster.artifacts.deliver import deliver, deliver_command
-from agent.cluster import packaging
 from agent.domain.artifacts import FileData, InputFile
 from agent.domain.errors import ActionFailed, ClusterError, Reason, SchedulerError
 

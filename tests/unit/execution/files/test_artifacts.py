@@ -14,7 +14,7 @@ from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.errors import ActionFailed, ClusterError, Reason
 from agent.domain.events import ArtifactSummary
 from agent.domain.observations import Collected
-from agent.execution.artifacts import send_files
+from agent.execution.files.artifacts import send_files
 from agent.execution.session import Session
 from agent.execution.timings import SessionTimings
 from tests.fakes.sink import RecordingEventSink, RecordingSessionSink

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from agent.aio import cancelled_on_exit, first_of
 from agent.domain.artifacts import FileData, FileEnd, FileStart, InputFile
 from agent.domain.errors import ActionFailed, ClusterError, InputMissing, Reason, SchedulerError, Stage
-from agent.execution.artifacts import NoTurn, Turns, retrying
 from agent.execution.commands import last_observation
+from agent.execution.files.artifacts import NoTurn, Turns, retrying
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -1,0 +1,1 @@
+"""Files of a session: artifacts that leave the environment, and inputs that enter it."""
