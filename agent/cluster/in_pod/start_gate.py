@@ -1,8 +1,8 @@
 """Hold the commands back until the services of the action are ready. Part of container `helper`, and an errand.
 
 The helper dials the ports of the services itself, so that the agent needs no request. What only the agent can know, it
-sends through the FIFO `gate`: that the health commands have succeeded (`release`), or that the workspace has its working
-tree and its inputs (`tree`). `main` is the errand that sends a word. `packaging` sends this source to the pod (Python
+sends through the FIFO `gate`: that the health commands have succeeded (`release`), or that the workspace has its tree
+and its inputs (`tree`). `main` is the errand that sends a word. `packaging` sends this source to the pod (Python
 3.9, standard library).
 
 The gate of an order has the keys `ports` (pairs of a service's number, from 1, and a port), `names` (of the services),
