@@ -177,7 +177,7 @@ async def test_the_folder_of_another_version_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / DATABASE)
     connection.execute("PRAGMA user_version = 9")
     connection.close()
-    with pytest.raises(StoreFailed, match="its tables have version 9, this program reads 2"):
+    with pytest.raises(StoreFailed, match="its tables have version 9, this program reads 3"):
         await Store(tmp_path, durable=True).open()
 
 
@@ -186,7 +186,9 @@ async def test_the_tables_of_the_version_before_are_upgraded(tmp_path: Path) -> 
     await begin(store)
     await store.close()
     connection = sqlite3.connect(tmp_path / DATABASE)
-    connection.executescript("ALTER TABLE actions DROP COLUMN service_cursors; PRAGMA user_version = 1;")
+    connection.executescript(
+        "ALTER TABLE actions DROP COLUMN service_cursors; ALTER TABLE files DROP COLUMN mode; PRAGMA user_version = 1;"
+    )
     connection.close()
     store = Store(tmp_path, durable=True)
     (loaded,) = await store.open()
