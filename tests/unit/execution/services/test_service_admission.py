@@ -9,6 +9,7 @@ import pytest
 
 from agent.domain.actions import Action, HealthCommand, Key, Repository, Resources, Service
 from agent.domain.errors import ActionFailed, Reason
+from agent.domain.session_state import Feature
 from agent.execution.admission import admit, agent_features
 from agent.execution.services.admission import MAX_SERVICE_BYTES, ServiceRules
 from agent.settings import PolicySettings, ServiceSettings, Settings
@@ -148,5 +149,5 @@ def test_services_need_a_network_of_the_pods_own() -> None:
 
 
 def test_an_agent_whose_settings_allow_no_service_does_not_offer_the_feature() -> None:
-    assert [each.value for each in agent_features(Settings())] == ["services"]
-    assert agent_features(Settings.model_validate({"services": {"max": 0}})) == ()
+    assert [each.value for each in agent_features(Settings())] == ["services", "inputs"]
+    assert agent_features(Settings.model_validate({"services": {"max": 0}})) == (Feature.INPUTS,)
