@@ -27,7 +27,14 @@ from agent.cluster.in_pod import (
     start_gate,
     workspace,
 )
-from agent.cluster.in_pod.files import collect_files, downloads, receive_inputs, receive_tree, send_objects
+from agent.cluster.in_pod.files import (
+    collect_files,
+    downloads,
+    receive_inputs,
+    receive_tree,
+    send_objects,
+    store_client,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +74,7 @@ def collect_files_program() -> tuple[str, ...]:
 @cache
 def send_objects_program() -> tuple[str, ...]:
     """Return the command that puts files into an object store, without the arguments that `send_objects.main` takes."""
-    return (*PYTHON, one_liner(workspace, glob, collect_files, send_objects))
+    return (*PYTHON, one_liner(workspace, glob, collect_files, store_client, send_objects))
 
 
 @cache
@@ -79,7 +86,7 @@ def receive_tree_program() -> tuple[str, ...]:
 @cache
 def receive_inputs_program() -> tuple[str, ...]:
     """Return the command that writes inputs, without the arguments that `receive_inputs.main` takes."""
-    return (*PYTHON, one_liner(workspace, downloads, receive_inputs))
+    return (*PYTHON, one_liner(workspace, store_client, downloads, receive_inputs))
 
 
 @cache

@@ -16,8 +16,8 @@ import structlog
 from agent.domain.errors import ActionFailed, Reason, Stage
 from agent.domain.events import Source
 from agent.domain.observations import Exited, Lost, Running, SetupFailed
-from agent.execution.files.artifacts import collect
 from agent.execution.commands import environment_lost, run_commands
+from agent.execution.files.artifacts import collect
 from agent.execution.files.inputs import provide_inputs
 from agent.execution.services.logs import live_logs, send_last_lines
 from agent.execution.session import Interrupted

@@ -80,6 +80,7 @@ NUDGE_RESULTS = ("accepted", "refused", "failed", "skipped")
 LOG_DROP_REASONS = ("line_limit", "total_limit", "gap")
 SESSION_STAGES = ("setup", "commands", "artifacts", "cleanup")
 ARTIFACT_FAILURE_REASONS = ("lost", "timeout", "broken", "refused", "store")
+OBJECT_DIRECTIONS = ("put", "got")
 # Kinds of messages on the stream, by direction.
 STREAM_MESSAGES = {
     "sent": ("register", "health", "event", "adopted"),
@@ -187,6 +188,13 @@ class Metrics:
         self.input_files = self.counter("input_files", "Files of other actions that were copied into a workspace.")
         self.input_bytes = self.counter("input_bytes", "Bytes of those files.")
         self.input_retries = self.counter("input_retries", "Repeated attempts to copy the inputs of a session.")
+        self.objects = self.counter(
+            "objects", "Files that pods put into the object store as artifacts, or got from it as inputs.", "direction"
+        )
+        self.object_bytes = self.counter("object_bytes", "Bytes of those files.", "direction")
+        self.object_fallbacks = self.counter(
+            "object_fallbacks", "Sessions whose files went through the scheduler, because the object store failed."
+        )
         self.artifact_failures = self.counter(
             "artifact_failures", "Sessions whose files could not be copied.", "reason"
         )
@@ -270,6 +278,8 @@ class Metrics:
         create_series(self.log_gaps, ("certain",))
         create_series(self.actions_running, SESSION_STAGES)
         create_series(self.artifact_failures, ARTIFACT_FAILURE_REASONS)
+        create_series(self.objects, OBJECT_DIRECTIONS)
+        create_series(self.object_bytes, OBJECT_DIRECTIONS)
         create_series(self.request_wait, REQUEST_PRIORITIES)
         create_series(self.nudges, NUDGE_RESULTS)
         create_series(self.warm_pods, ("starting", "idle"))

@@ -21,7 +21,6 @@ from agent.cluster.pod.recreate import secret_of_older_agent
 from agent.cluster.pod.setup_status import SetupLimits
 from agent.cluster.warm.warm_pods import WarmPods
 from agent.domain.json import Object
-from agent.objects.store import ObjectStore
 from agent.settings import settings_of_class
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from agent.cluster.environment.registry import OwnedEnvironment
     from agent.cluster.environment.watch import PodWatch
     from agent.domain.actions import Action
+    from agent.objects.grants import Issuer
     from agent.settings import Settings
 
 TIMINGS = EnvironmentTimings()
@@ -50,6 +50,7 @@ class PodBackend:
         facts: ClusterFacts,
         *,
         debug: DebugOptions | None = None,
+        issuer: Issuer | None = None,
         timings: EnvironmentTimings = TIMINGS,
     ) -> None:
         self.settings = settings
@@ -80,7 +81,7 @@ class PodBackend:
             nudges=NudgeSwitch(client, lambda: settings.environment.nudge_kubelet and facts.nudges, watch.watched_pods),
             warm=self.warm,
             debug=debug,
-            objects=ObjectStore(settings.objects) if settings.objects.issuer == "agent" else None,
+            issuer=issuer,
             timings=timings,
         )
         self.class_contexts = {
