@@ -94,8 +94,9 @@ cluster-down: ## remove the cluster from this machine
 cluster-status: ## print the state of the cluster's components
 	$(CLUSTER_VERB) status
 
-tools: ## install or build the other programs that tests need: helm, Prometheus, a browser
+tools: ## install or build the other programs that tests need: helm, an object store, Prometheus, a browser
 	$(CLUSTER_VERB) helm
+	$(CLUSTER_VERB) versitygw
 	$(CLUSTER_VERB) prometheus
 	$(CLUSTER_VERB) browser
 

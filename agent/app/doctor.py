@@ -15,6 +15,7 @@ from agent.cluster.checks import cluster
 from agent.domain.check_result import failed, warning
 from agent.domain.errors import SettingsError
 from agent.domain.references.image_reference import image_reference
+from agent.objects import checks as objects
 from agent.scheduler.stream import checks as scheduler
 from agent.telemetry.metrics import Metrics
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from agent.domain.check_result import Finding
     from agent.settings import PolicySettings, Settings
 
-PARTS = ("cluster", "scheduler")
+PARTS = ("cluster", "objects", "scheduler")
 
 
 async def examine(
@@ -39,6 +40,10 @@ async def examine(
     metrics = Metrics()
     if "scheduler" in parts:
         async with aclosing(scheduler.check_scheduler(settings, version("sealci-agent"), metrics)) as findings:
+            async for finding in findings:
+                yield finding
+    if "objects" in parts and (settings.objects.issuer != "none" or parts == ("objects",)):
+        async with aclosing(objects.check_store(settings.objects)) as findings:
             async for finding in findings:
                 yield finding
     if "cluster" in parts:

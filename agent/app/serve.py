@@ -17,7 +17,7 @@ from agent.telemetry.traces import Traces
 
 if TYPE_CHECKING:
     from agent.app.timings import AppTimings
-    from agent.cluster.environment.debugging import DebugOptions
+    from agent.cluster.environment.interactive.debugging import DebugOptions
     from agent.settings import Settings
 
 log = structlog.get_logger(__name__)

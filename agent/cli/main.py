@@ -237,7 +237,7 @@ async def delete_pools(settings: Settings, *, dry_run: bool, pool: bool) -> list
     show_default=True,
     help="Print one line per check, or one JSON object per line.",
 )
-@click.option("--only", type=click.Choice(["cluster", "scheduler"]), help="Check only this side.")
+@click.option("--only", type=click.Choice(["cluster", "objects", "scheduler"]), help="Check only this side.")
 @click.option("--image", default="", help="Image of the probe pod. Default: the agent's own image.")
 @click.option(
     "--timeout", default="2m", show_default=True, metavar="DURATION", help="Longest time for the probe pod to run."
@@ -255,7 +255,7 @@ def doctor(
     from agent.console.reports.check_report import report
 
     settings = load(config, parse_assignments(assignments))
-    settings = with_local_cluster(settings) if only != "scheduler" else settings
+    settings = with_local_cluster(settings) if only in (None, "cluster") else settings
     log_setup.configure(settings.logging.model_copy(update={"level": "error"}))
     parts = (only,) if only else PARTS
     findings = examine(settings, parts=parts, image=image, seconds=parse_duration("--timeout", timeout))

@@ -15,7 +15,7 @@ from agent.app.serve import serve, stop_when_built
 from agent.cli.killed_runs import Pool, RunRecord, delete_killed_runs, this_machine
 from agent.cli.options import parse_duration
 from agent.cli.run_pipeline import RunOptions, Timeouts, run_pipeline
-from agent.cluster.environment.debugging import DebugOptions
+from agent.cluster.environment.interactive.debugging import DebugOptions
 from agent.console.follower import print_notice
 from agent.console.formatting import plural
 

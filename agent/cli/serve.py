@@ -23,6 +23,7 @@ from agent.telemetry import log_setup
 
 if TYPE_CHECKING:
     from agent.app.agent import App
+    from agent.objects.store import ObjectStore
 
 
 @click.command()
@@ -97,7 +98,12 @@ async def serve_until_signal(settings: Settings) -> int:
     metavar="DURATION",
     help="Time in which an agent may resume the sessions of a lost agent.",
 )
-def scheduler(listen: str, folder: Path, resume_grace: str, **files: Path | None) -> None:
+@click.option(
+    "--objects",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Settings file whose section `objects` names the object store of the agents. Without it, all files come here.",
+)
+def scheduler(listen: str, folder: Path, resume_grace: str, objects: Path | None, **files: Path | None) -> None:
     """Serve a scheduler for one machine.
 
     The scheduler queues pipelines, hands actions to agents, and keeps state, logs and files.
@@ -109,7 +115,8 @@ def scheduler(listen: str, folder: Path, resume_grace: str, **files: Path | None
     log_setup.configure(LoggingSettings())
     if files["submit_token_file"] is not None and files["token_file"] is None:
         raise click.UsageError("--submit-token-file needs --token-file, the token of agents")
-    options = SchedulerOptions(resume_grace=parse_duration("--resume-grace", resume_grace))
+    store = object_store(load(objects, {})) if objects is not None else None
+    options = SchedulerOptions(resume_grace=parse_duration("--resume-grace", resume_grace), objects=store)
 
     async def serve_until_stopped() -> None:
         stop = asyncio.Event()
@@ -118,3 +125,16 @@ def scheduler(listen: str, folder: Path, resume_grace: str, **files: Path | None
         await serve_scheduler(listen, folder, Access(**files), stop, options=options)
 
     run_in_event_loop(serve_until_stopped)
+
+
+def object_store(settings: Settings) -> ObjectStore | None:
+    """Return the object store of the settings, None if they name none.
+
+    Raises:
+        click.UsageError: the settings lack what the scheduler needs to sign URLs.
+    """
+    from agent.objects.store import ObjectStore
+
+    for name in settings.objects.missing if settings.objects.issuer == "scheduler" else ():
+        raise click.UsageError(f"--objects: objects.{name} must be set, because the scheduler signs the URLs")
+    return ObjectStore(settings.objects) if settings.objects.issuer != "none" else None

@@ -1,9 +1,9 @@
 """Pack the programs of container `helper` into commands that any container with Python 3.9 can run.
 
 The programs are ordinary modules, so that they are typed, linted and tested: `helper`, which is PID 1, and the errands
-`collect_files`, `receive_tree`, `read_log` and `deliver_order`, each one exec. A command carries their source as one
-argument of `python3 -c`, compressed, without comments and docstrings. So the version of the image on a node does not
-have to match the agent's version.
+`collect_files`, `send_objects`, `receive_tree`, `receive_inputs`, `read_log` and `deliver_order`, each one exec. A
+command carries their source as one argument of `python3 -c`, compressed, without comments and docstrings. So the
+version of the image on a node does not have to match the agent's version.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ import zlib
 from functools import cache
 from typing import TYPE_CHECKING
 
+from agent import glob
 from agent.cluster.in_pod import (
-    collect_files,
     deliver_order,
-    glob,
     helper,
     log_keeper,
     order,
     order_server,
     read_log,
-    receive_tree,
     start_gate,
     workspace,
+)
+from agent.cluster.in_pod.files import (
+    collect_files,
+    downloads,
+    receive_inputs,
+    receive_tree,
+    send_objects,
+    store_client,
 )
 
 if TYPE_CHECKING:
@@ -66,9 +72,21 @@ def collect_files_program() -> tuple[str, ...]:
 
 
 @cache
+def send_objects_program() -> tuple[str, ...]:
+    """Return the command that puts files into an object store, without the arguments that `send_objects.main` takes."""
+    return (*PYTHON, one_liner(workspace, glob, collect_files, store_client, send_objects))
+
+
+@cache
 def receive_tree_program() -> tuple[str, ...]:
     """Return the command that fills the workspace, without the arguments that `receive_tree.main` takes."""
     return (*PYTHON, one_liner(workspace, receive_tree))
+
+
+@cache
+def receive_inputs_program() -> tuple[str, ...]:
+    """Return the command that writes inputs, without the arguments that `receive_inputs.main` takes."""
+    return (*PYTHON, one_liner(workspace, store_client, downloads, receive_inputs))
 
 
 @cache

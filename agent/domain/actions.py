@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from agent.domain.artifacts import Input
+
 
 class When(Enum):
     """After which results of the commands the agent copies artifacts. The values are the words of the pipeline file."""
@@ -153,6 +155,7 @@ class Action:
     values, so `repr` leaves it out. `traceparent` is the W3C trace context of the scheduler, "" for none.
     `pipefail`: whether a failure inside a pipe fails the command, None for the agent's setting.
     `environment_class` names a class of environments, "" for none.
+    `inputs`: the agent copies these files of other actions into the workspace before the first command.
     """
 
     key: Key
@@ -169,6 +172,7 @@ class Action:
     pipefail: bool | None = None
     services: tuple[Service, ...] = ()
     environment_class: str = ""
+    inputs: tuple[Input, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

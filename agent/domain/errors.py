@@ -4,6 +4,7 @@
     ├── ActionFailed          the action ends; the scheduler gets the stage, the reason and the message
     ├── ClusterError          a request to the API server failed; `retryable`: another try can succeed
     ├── SchedulerError        the stream to the scheduler broke; the agent reconnects
+    │   ├── InputMissing      the scheduler no longer stores a file that the action needs
     │   └── Refused           the scheduler does not accept this agent
     └── SettingsError         a setting is wrong; the installer gets the message
         └── NoCluster         nothing names a cluster
@@ -42,6 +43,7 @@ class Reason(Enum):
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     CANCELLED = "CANCELLED"
     ARTIFACTS_FAILED = "ARTIFACTS_FAILED"
+    INPUT_MISSING = "INPUT_MISSING"
     SERVICE_FAILED = "SERVICE_FAILED"
     # The reasons below are the infrastructure's fault: another attempt can succeed without a change of the action.
     UNSCHEDULABLE = "UNSCHEDULABLE"
@@ -52,6 +54,7 @@ class Reason(Enum):
     QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
     CLUSTER_UNAVAILABLE = "CLUSTER_UNAVAILABLE"
     INTERNAL = "INTERNAL"
+    OBJECT_STORE_UNAVAILABLE = "OBJECT_STORE_UNAVAILABLE"
 
     @property
     def infrastructure(self) -> bool:
@@ -76,6 +79,7 @@ INFRASTRUCTURE = frozenset(
         Reason.QUOTA_EXCEEDED,
         Reason.CLUSTER_UNAVAILABLE,
         Reason.INTERNAL,
+        Reason.OBJECT_STORE_UNAVAILABLE,
     }
 )
 
@@ -135,6 +139,10 @@ class ClusterError(AgentError):
 
 class SchedulerError(AgentError):
     """The stream to the scheduler cannot be opened, or it broke."""
+
+
+class InputMissing(SchedulerError):
+    """The scheduler no longer stores a file of an input. The message names the file."""
 
 
 class Refused(SchedulerError):

@@ -23,6 +23,8 @@ class Feature(Enum):
     """
 
     SERVICES = "services"
+    INPUTS = "inputs"
+    OBJECTS = "objects"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Resume:
     session has to follow, None without one. `secrets` is set only for adopted sessions, because the adopting agent
     cannot read the Secret that the former agent created. `service_cursors` holds the last stored cursor of the log of
     each service. `action` is the whole action of an adopted session, None if the scheduler does not send it. An agent
-    needs it to begin an action whose former agent was lost before the first command.
+    needs it to begin an action whose former agent was lost before the first command, and to copy its inputs.
     """
 
     key: Key

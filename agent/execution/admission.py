@@ -44,7 +44,7 @@ MAX_PROBLEMS = 50
 
 def agent_features(settings: Settings) -> tuple[Feature, ...]:
     """Return the features of the contract that this agent has. A setting can switch a feature off."""
-    return (Feature.SERVICES,) if settings.services.max else ()
+    return (Feature.INPUTS, *((Feature.SERVICES,) if settings.services.max else ()))
 
 
 def admission_of(settings: Settings) -> Callable[[Action], float]:

@@ -16,8 +16,9 @@ import structlog
 from agent.domain.errors import ActionFailed, Reason, Stage
 from agent.domain.events import Source
 from agent.domain.observations import Exited, Lost, Running, SetupFailed
-from agent.execution.artifacts import collect
 from agent.execution.commands import environment_lost, run_commands
+from agent.execution.files.artifacts import collect
+from agent.execution.files.inputs import provide_inputs
 from agent.execution.services.logs import live_logs, send_last_lines
 from agent.execution.session import Interrupted
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from agent.execution.session import Session
     from agent.settings import Settings
 
-    Start = Callable[[Session, Environment], Awaitable[None]]
+    Start = Callable[[Session, Environment, Settings], Awaitable[None]]
 
 log = structlog.get_logger()
 
@@ -74,7 +75,7 @@ async def run_once(session: Session, environment: Environment, start: Start, set
         if not session.progress.stored_seq:
             await session.reporter.accept(environment.name)
         async with live_logs(session, environment):
-            await start(session, environment)
+            await start(session, environment, settings)
             end = await run_commands(session, environment, settings)
             outcome = await collect(session, environment, end, settings)
     except ActionFailed as failure:
@@ -87,7 +88,7 @@ async def run_once(session: Session, environment: Environment, start: Start, set
     await session.finish(outcome)
 
 
-async def take_over(session: Session, environment: Environment, *, resume: Resume) -> None:
+async def take_over(session: Session, environment: Environment, settings: Settings, *, resume: Resume) -> None:
     """Create what is missing of an adopted environment, and wait until its commands run or have ended.
 
     Raises:
@@ -103,10 +104,12 @@ async def take_over(session: Session, environment: Environment, *, resume: Resum
     session.progress.environment_created()
     if resume.cancel is not None:
         session.cancel(resume.cancel)
+    # The container runs while the commands wait for inputs or services.
+    waits_for_inputs = session.awaits_inputs
     waits_for_services = bool(session.action.services) and session.reporter.stage is not Stage.COMMANDS
-    if not environment.running_for or waits_for_services:
-        await wait_until_running(session, environment)
-    session.progress.count_earlier_run(environment.running_for)
+    if not environment.running_for or waits_for_inputs or waits_for_services:
+        await wait_until_running(session, environment, settings)
+    session.progress.count_earlier_run(0.0 if waits_for_inputs else environment.running_for)
 
 
 async def begin_again(session: Session, environment: Environment, resume: Resume) -> None:
@@ -125,7 +128,7 @@ async def begin_again(session: Session, environment: Environment, resume: Resume
     await environment.create(partial(session.reporter.enter, Stage.SETUP))
 
 
-async def set_up(session: Session, environment: Environment) -> None:
+async def set_up(session: Session, environment: Environment, settings: Settings) -> None:
     """Create the environment, unless it exists, and wait until its commands run or have ended.
 
     Raises:
@@ -137,11 +140,11 @@ async def set_up(session: Session, environment: Environment) -> None:
     if not session.progress.environment_exists:
         await session.run_until_stopped(environment.create(partial(session.reporter.enter, Stage.SETUP)))
         session.progress.environment_created()
-    await wait_until_running(session, environment)
+    await wait_until_running(session, environment, settings)
 
 
-async def wait_until_running(session: Session, environment: Environment) -> None:
-    """Wait until the commands run or have ended.
+async def wait_until_running(session: Session, environment: Environment, settings: Settings) -> None:
+    """Wait until the commands run or have ended. Fill the workspace first if the commands wait for it.
 
     Re-create the environment once if it is lost before the commands started.
 
@@ -150,11 +153,9 @@ async def wait_until_running(session: Session, environment: Environment) -> None
     """
     for last in (False, True):
         seen = await session.run_until_stopped(observe_setup(session, environment))
+        if isinstance(seen, Running):
+            seen = await fill_workspace(session, environment, settings) or seen
         if isinstance(seen, (Running, Exited)):
-            if environment.interactive and isinstance(seen, Running):
-                await session.run_until_stopped(
-                    environment.upload_workspace(partial(session.reporter.enter, Stage.SETUP))
-                )
             if environment.setup_notice:
                 await session.reporter.write_log(environment.setup_notice)
             if isinstance(seen, Running):
@@ -167,6 +168,21 @@ async def wait_until_running(session: Session, environment: Environment) -> None
             raise environment_lost(session.reporter.stage, seen)
         await session.reporter.write_log(f"{seen.message}; no command had run, so the pod is re-created", Source.SETUP)
         await session.run_until_stopped(recreate(session, environment))
+
+
+async def fill_workspace(session: Session, environment: Environment, settings: Settings) -> Observation | None:
+    """Copy the working tree of the person at the terminal, and the inputs, into a running environment.
+
+    Returns the last observation of the environment if it ends meanwhile, else None.
+
+    Raises:
+        ActionFailed, Interrupted: the commands do not start.
+    """
+    if environment.interactive:
+        await session.run_until_stopped(environment.upload_workspace(partial(session.reporter.enter, Stage.SETUP)))
+    if session.awaits_inputs:
+        return await session.run_until_stopped(provide_inputs(session, environment, settings))
+    return None
 
 
 async def recreate(session: Session, environment: Environment) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from agent.domain.actions import Action, ArtifactRules, Key
-    from agent.domain.artifacts import FilePart
+    from agent.domain.artifacts import FileData, FilePart, InputFile
     from agent.domain.events import Event
     from agent.domain.log_cursor import Cursor
     from agent.domain.observations import Collected, LogItem, Marker, Observation, ServiceOutput
@@ -158,7 +158,16 @@ class Environment(Protocol):
         Only a limited number of environments can copy files at the same time.
         """
 
-    def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
+    @property
+    def has_object_store(self) -> bool:
+        """Return whether the pod can put files into an object store, and read files from it."""
+
+    def has_object(self, uri: str) -> bool:
+        """Return whether the pod can read this file of an object store."""
+
+    def files(
+        self, rules: ArtifactRules, seconds: float, *, objects: bool = False
+    ) -> AsyncGenerator[FilePart | Collected, None]:
         """Copy files out of the pod within `seconds`, each with its checksum. The last item is `Collected`.
 
         Near the end of this time, no further file is started. The remaining files are left out and listed in
@@ -182,6 +191,19 @@ class Environment(Protocol):
 
         Raises:
             ActionFailed: the files could not be copied.
+        """
+
+    async def receive_inputs(self, items: AsyncIterator[InputFile | FileData], seconds: float) -> None:
+        """Copy files into the workspace within `seconds`, then let the commands start.
+
+        Each file is an `InputFile`, whose path is relative to the workspace, and its data. A file with a `uri` has no
+        data: the pod reads it from the object store. A repeated call is safe. If
+        the commands have started already, the call changes nothing.
+
+        Raises:
+            ActionFailed: a file cannot be written at its path, or its content has another hash.
+            ClusterError: the copy broke. `retryable` is set if a new call may succeed.
+            Exception: whatever `items` raises.
         """
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:
@@ -229,6 +251,18 @@ class SessionSink(Protocol):
         Raises:
             SchedulerError: the upload broke. The caller starts again from the first file.
             Exception: any error that `parts` raises.
+        """
+
+    @property
+    def stores_references(self) -> bool:
+        """Return whether the scheduler stores files that are in an object store by their names."""
+
+    def fetch(self, number: int) -> AsyncGenerator[FilePart, None]:
+        """Yield the parts of the files of input `number`, counted from 1, in a gRPC call of its own.
+
+        Raises:
+            InputMissing: the scheduler no longer stores a file.
+            SchedulerError: the call broke. The caller starts again from the first file.
         """
 
     def restart(self, seq: int) -> None:

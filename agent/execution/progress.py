@@ -45,7 +45,7 @@ class SessionProgress:
     """The progress of one session, owned by its `Session`.
 
     `outcome` and `commands_end` are set once and never change. `command` is the number of the last command that
-    started.
+    started. `inputs_copied`: this agent has copied the files of other actions into the environment.
 
     `log_start` is the cursor at which this agent begins to read the log, and `service_cursors` those of the logs of
     services. `stored_seq` is the number of the last event in the resume point, 0 for a new session. Acknowledgements do
@@ -62,6 +62,7 @@ class SessionProgress:
         self.service_cursors: Mapping[str, bytes] = {}
         self.stored_seq = 0
         self.seconds_already_run = 0.0
+        self.inputs_copied = False
         self.resume_point: asyncio.Future[Resume] | None = None
         if adopted:
             self.resume_point = asyncio.get_running_loop().create_future()

@@ -18,7 +18,7 @@ from agent.domain.outcome import Outcome, Result
 from agent.execution.logs.masking import Masker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
     from agent.domain.artifacts import FilePart
     from agent.domain.errors import ActionFailed
@@ -84,6 +84,15 @@ class EventReporter:
     async def upload(self, parts: AsyncIterator[FilePart]) -> None:
         """Send files. See `SessionSink.upload`."""
         await self.outlet.upload(parts)
+
+    @property
+    def stores_references(self) -> bool:
+        """Return whether the scheduler stores files of an object store. See `SessionSink.stores_references`."""
+        return self.outlet.stores_references
+
+    def fetch(self, number: int) -> AsyncGenerator[FilePart, None]:
+        """Receive the files of an input. See `SessionSink.fetch`."""
+        return self.outlet.fetch(number)
 
     async def finish(self, outcome: Outcome) -> None:
         """Send the outcome and wait until the scheduler has stored every event."""

@@ -97,7 +97,8 @@ class Session:
 
     def resume(self, resume: Resume) -> None:
         """Continue at the resume point: the last event that the scheduler has stored from the former agent."""
-        self.action = replace(self.action, secrets=dict(resume.secrets))
+        inputs = resume.action.inputs if resume.action is not None else ()
+        self.action = replace(self.action, secrets=dict(resume.secrets), inputs=inputs)
         self.progress.go_to(resume)
         self.reporter.resume(resume.stage, self.action.secrets)
 
@@ -108,6 +109,12 @@ class Session:
             return "cleanup"
         stage = self.reporter.stage
         return "setup" if stage is Stage.ADMISSION else stage.value
+
+    @property
+    def awaits_inputs(self) -> bool:
+        """Return whether the environment waits for files of other actions, as far as this agent knows."""
+        begun = self.progress.command or self.reporter.stage not in (Stage.ADMISSION, Stage.SETUP)
+        return bool(self.action.inputs) and not self.progress.inputs_copied and not begun
 
     def add_to(self, metrics: Metrics) -> None:
         """Count what happened in this session, at its end."""

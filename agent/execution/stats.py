@@ -31,6 +31,13 @@ class SessionStats:
 
     def __init__(self) -> None:
         self.upload_retries = 0
+        self.input_retries = 0
+        self.input_files = 0
+        self.input_bytes = 0
+        self.input_seconds: float | None = None
+        # Number and bytes of files that the pod moved by itself, by direction.
+        self.objects: dict[str, tuple[int, int]] = {}
+        self.object_fallbacks = 0
         self.internal_errors = 0
         self.files_failed = ""
         self.command_seconds: list[float] = []
@@ -41,6 +48,22 @@ class SessionStats:
 
     def upload_retried(self) -> None:
         self.upload_retries += 1
+
+    def input_retried(self) -> None:
+        self.input_retries += 1
+
+    def inputs_received(self, files: int, size: int, seconds: float) -> None:
+        """Count files of other actions that were copied into the environment, in `seconds` for all of them."""
+        self.input_files, self.input_bytes, self.input_seconds = files, size, seconds
+
+    def objects_moved(self, direction: str, files: int, size: int) -> None:
+        """Count files that the pod has put into the object store (`put`) or read from it (`got`)."""
+        self.objects[direction] = files, size
+
+    def fell_back(self) -> None:
+        """Count that the files go through the scheduler, because the object store failed."""
+        self.object_fallbacks += 1
+        self.files_failed = ""
 
     def internal_error(self) -> None:
         self.internal_errors += 1
@@ -64,6 +87,15 @@ class SessionStats:
         metrics.log_dropped_bytes.labels("gap").inc(self.missing)
         metrics.log_gaps.labels("certain").inc(self.log_gaps)
         metrics.artifact_retries.inc(self.upload_retries)
+        metrics.input_retries.inc(self.input_retries)
+        metrics.input_files.inc(self.input_files)
+        metrics.input_bytes.inc(self.input_bytes)
+        if self.input_seconds is not None:
+            metrics.phase_duration.labels("inputs").observe(self.input_seconds)
+        for direction, (files, size) in self.objects.items():
+            metrics.objects.labels(direction).inc(files)
+            metrics.object_bytes.labels(direction).inc(size)
+        metrics.object_fallbacks.inc(self.object_fallbacks)
         if self.files_failed:
             metrics.artifact_failures.labels(self.files_failed).inc()
         for seconds in self.command_seconds:

@@ -16,6 +16,7 @@ from agent.domain.actions import Cancel
 from agent.domain.errors import AgentError
 from agent.domain.log_cursor import Cursor
 from agent.domain.session_state import Readiness, Resume
+from agent.local_scheduler.storage.inputs import inputs_of, resumed_inputs
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 
@@ -100,8 +101,9 @@ class AgentStream:
         self.messages.append(message)
         self.wake.set()
 
-    def send_action(self, message: wire.Action) -> None:
-        self.send(wire.SchedulerMessage(action=message))
+    def send_action(self, record: ActionRecord) -> None:
+        action = record.plan.action(record.state.key, record.run.secrets, inputs_of(record))
+        self.send(wire.SchedulerMessage(action=translate.action_message(action)))
 
     def resume(self, record: ActionRecord, *, adopted: bool) -> None:
         """Queue the resume point of a session: its last stored event. An adopted session gets its action again."""
@@ -116,7 +118,7 @@ class AgentStream:
             cancel=Cancel(message=state.cancel) if state.cancel is not None else None,
             secrets=secrets,
             service_cursors=state.service_cursors,
-            action=record.plan.action(state.key, record.run.secrets) if adopted else None,
+            action=record.plan.action(state.key, record.run.secrets, resumed_inputs(record)) if adopted else None,
         )
         self.send(wire.SchedulerMessage(resume=translate.resume_message(resume)))
 

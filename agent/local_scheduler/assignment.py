@@ -41,7 +41,7 @@ class Assignment:
         An action that needs features or a class stays in the queue until an agent has them. Watchers of its pipeline
         get the reason once.
         """
-        for record in list(self.registry.ready_records()):
+        for record in self.registry.ready_records():
             # `Dispatcher.submit` is about to continue this action on the agent that already runs it.
             if record.action_id in self.unknown_sessions.waiting:
                 continue
@@ -68,7 +68,7 @@ class Assignment:
             if stream.closed or not assigned:
                 return
             record.sent_to_agent = True
-            stream.send_action(translate.action_message(record.plan.action(current.key, record.run.secrets)))
+            stream.send_action(record)
             if current.cancel is not None:
                 self.send_cancel(record)
 

@@ -18,8 +18,10 @@ from agent.domain.errors import ActionFailed, AgentError
 from agent.domain.session_state import Feature
 from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder
 from agent.local_scheduler.local_service import FilesNotStored, LocalService, aborts
+from agent.local_scheduler.storage.grants import ObjectGrants
+from agent.local_scheduler.storage.inputs import InputReader, selected_inputs
 from agent.local_scheduler.storage.store import StoreFailed
-from agent.local_scheduler.storage.uploads import Upload
+from agent.local_scheduler.storage.uploads import Upload, UploadRefused
 from agent.pipeline.wire import local_pb2_grpc
 from agent.protocol import translate
 from agent.protocol.grpc_transport import server_credentials, server_options
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PROTOCOL_VERSION = 1
-# The features of the contract that this scheduler has.
-FEATURES = (Feature.SERVICES,)
+# The features of the contract that this scheduler has. With an object store it also has `OBJECTS`.
+FEATURES = (Feature.SERVICES, Feature.INPUTS)
 # A gRPC client may send at most one ping a second. A message has at most 4 MiB, the default of gRPC.
 OPTIONS = server_options(1.0, ("grpc.max_receive_message_length", 4 << 20))
 
@@ -49,6 +51,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         self.dispatcher = dispatcher
         self.registry = dispatcher.registry
         self.access = access
+        self.grants = ObjectGrants(dispatcher.options.objects)
 
     async def Connect(  # noqa: N802 - the contract's name
         self,
@@ -86,7 +89,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             health_interval=translate.duration(options.health_interval),
             resume_grace=translate.duration(options.resume_grace),
             scheduler="sealci-agent scheduler",
-            features=[each.value for each in FEATURES],
+            features=[each.value for each in (*FEATURES, *((Feature.OBJECTS,) if options.objects else ()))],
         )
 
     async def read_registration(
@@ -167,6 +170,54 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             return await self.upload(Key(header.action_id, header.attempt, header.claim), first, requests)
         raise AssertionError("abort raises")
 
+    async def FetchInput(  # noqa: N802 - the contract's name
+        self,
+        request: agent_pb2.FetchInputRequest,
+        context: grpc.aio.ServicerContext[agent_pb2.FetchInputRequest, agent_pb2.ArtifactChunk],
+    ) -> AsyncIterator[agent_pb2.ArtifactChunk]:
+        """Yield the files of one input of an action."""
+        await self.access.check_agent(context)
+        async with aborts(context):
+            key = Key(request.action_id, request.attempt, request.claim)
+            record = self.registry.record_for_transfer(key)
+            inputs = selected_inputs(record)
+            if not 0 < request.input <= len(inputs):
+                raise UploadRefused(f"{request.action_id} has {len(inputs)} inputs, there is no {request.input}")
+            reader = InputReader(self.registry.store.folder(record.state.pipeline), inputs[request.input - 1])
+            chunks = reader.chunks()
+            record.download = reader
+            try:
+                while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+                    yield chunk
+                    self.registry.record_for_transfer(key)
+            finally:
+                record.download = None
+
+    async def GrantObjects(  # noqa: N802 - the contract's name
+        self,
+        request: agent_pb2.GrantRequest,
+        context: grpc.aio.ServicerContext[agent_pb2.GrantRequest, agent_pb2.GrantReply],
+    ) -> agent_pb2.GrantReply:
+        """Sign requests for objects of one action."""
+        await self.access.check_agent(context)
+        async with aborts(context):
+            key = Key(request.action_id, request.attempt, request.claim)
+            return await self.grants.grant(self.registry.record_for_transfer(key), key, request.objects)
+        raise AssertionError("abort raises")
+
+    async def CompleteObjects(  # noqa: N802 - the contract's name
+        self,
+        request: agent_pb2.CompleteRequest,
+        context: grpc.aio.ServicerContext[agent_pb2.CompleteRequest, agent_pb2.CompleteReply],
+    ) -> agent_pb2.CompleteReply:
+        """Complete or abort objects that one action puts in parts."""
+        await self.access.check_agent(context)
+        async with aborts(context):
+            key = Key(request.action_id, request.attempt, request.claim)
+            self.registry.record_for_transfer(key)
+            return await self.grants.complete(key, request.objects)
+        raise AssertionError("abort raises")
+
     async def upload(
         self, key: Key, first: agent_pb2.ArtifactChunk, requests: AsyncIterator[agent_pb2.ArtifactChunk]
     ) -> agent_pb2.UploadReceipt:
@@ -178,11 +229,14 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             FilesNotStored: the files cannot be written to the disk.
             StoreFailed: nothing more can be stored.
         """
-        record = self.registry.record_for_upload(key)
+        record = self.registry.record_for_transfer(key)
         store = self.registry.store
         folder = store.folder(record.state.pipeline)
         try:
-            upload = await asyncio.to_thread(Upload, folder, record.plan.name, durable=store.durable)
+            names = self.grants.names_of(key)
+            upload = await asyncio.to_thread(
+                Upload, folder, record.plan.name, durable=store.durable, object_names=names
+            )
             record.upload = upload
             try:
                 files = await self.store_upload(record, upload, key, first, requests)
@@ -208,11 +262,11 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             await asyncio.to_thread(upload.feed, [translate.part(part) for part in chunk.parts])
             chunk = await anext(requests, None)
         async with record.upload_lock:
-            # The attempt can end while this call waits for the lock or for `finish`. `record_for_upload` raises an
+            # The attempt can end while this call waits for the lock or for `finish`. `record_for_transfer` raises an
             # error if the attempt is over, so this method is called before and after `finish`.
-            self.registry.record_for_upload(key)
+            self.registry.record_for_transfer(key)
             files = await asyncio.to_thread(upload.finish, record.files)
-            self.registry.record_for_upload(key)
+            self.registry.record_for_transfer(key)
             await self.registry.store_files(record, files)
         return files
 

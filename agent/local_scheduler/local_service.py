@@ -19,8 +19,11 @@ from agent.domain.errors import AgentError
 from agent.domain.outcome import Result
 from agent.local_scheduler.registry import PipelineExists, PipelineIdInvalid, PipelineUnknown, StaleAttempt
 from agent.local_scheduler.storage.downloads import open_stored
+from agent.local_scheduler.storage.grants import StoreAway, StoreRefuses
+from agent.local_scheduler.storage.inputs import FileGone, InputsUnusable
 from agent.local_scheduler.storage.store import StoreFailed
 from agent.local_scheduler.storage.uploads import UploadRefused
+from agent.objects.errors import StoreError
 from agent.pipeline import parser
 from agent.pipeline.file_errors import PipelineFileError
 from agent.pipeline.wire import local_pb2, local_pb2_grpc
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
     from agent.local_scheduler.dispatcher import Dispatcher
     from agent.local_scheduler.records import PipelineRun
+    from agent.pipeline.events import FileStored
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,11 @@ STATUS_CODES: dict[type[AgentError], grpc.StatusCode] = {
     PipelineExists: grpc.StatusCode.ALREADY_EXISTS,
     PipelineUnknown: grpc.StatusCode.NOT_FOUND,
     FileUnknown: grpc.StatusCode.NOT_FOUND,
+    FileGone: grpc.StatusCode.NOT_FOUND,
+    InputsUnusable: grpc.StatusCode.NOT_FOUND,
     StoreFailed: grpc.StatusCode.UNAVAILABLE,
+    StoreAway: grpc.StatusCode.UNAVAILABLE,
+    StoreRefuses: grpc.StatusCode.FAILED_PRECONDITION,
     StaleAttempt: grpc.StatusCode.FAILED_PRECONDITION,
     UploadRefused: grpc.StatusCode.INVALID_ARGUMENT,
     FilesNotStored: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -163,9 +171,14 @@ class LocalService(local_pb2_grpc.LocalServicer):
         await self.access.check_submit(context)
         async with aborts(context):
             record = self.registry.get(request.pipeline).records.get(request.action)
-            digests = {each.path: each.sha256 for each in record.files} if record else {}
-            if record is None or (request.path and request.path not in digests):
+            files = {each.path: each for each in record.files} if record else {}
+            if record is None or (request.path and request.path not in files):
                 raise FileUnknown(f"{request.pipeline}/{request.action} has no such file")
+            found = files.get(request.path)
+            if found is not None and found.uri:
+                async for part in self.object_parts(found):
+                    yield part
+                return
             folder = self.registry.store.folder(request.pipeline)
             try:
                 handle = await asyncio.to_thread(open_stored, folder, request.action, request.path)
@@ -174,9 +187,26 @@ class LocalService(local_pb2_grpc.LocalServicer):
             with os.fdopen(handle, "rb") as file:
                 mode = os.fstat(handle).st_mode & 0o777
                 data = await asyncio.to_thread(file.read, PART_BYTES)
-                yield local_pb2.FileData(data=data, mode=mode, sha256=digests.get(request.path, b""))
+                yield local_pb2.FileData(data=data, mode=mode, sha256=found.sha256 if found else b"")
                 while data := await asyncio.to_thread(file.read, PART_BYTES):
                     yield local_pb2.FileData(data=data)
+
+    async def object_parts(self, file: FileStored) -> AsyncIterator[local_pb2.FileData]:
+        """Yield the parts of a file that is in the object store.
+
+        Raises:
+            FileUnknown: the scheduler does not read the store, or the store does not send the file.
+        """
+        store = self.dispatcher.options.objects
+        if store is None or not (key := store.key_of(file.uri)):
+            raise FileUnknown(f"the file is in an object store that this scheduler does not read: {file.uri}")
+        yield local_pb2.FileData(mode=file.mode, sha256=file.sha256)
+        try:
+            async with contextlib.aclosing(store.stream(key)) as pieces:
+                async for data in pieces:
+                    yield local_pb2.FileData(data=data)
+        except StoreError as error:
+            raise FileUnknown(f"the file cannot be read: {error.message}") from error
 
 
 def listed(run: PipelineRun) -> local_pb2.ListedPipeline:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent.objects.store import ObjectStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +17,7 @@ class SchedulerOptions:
     `resume_grace`: how long the actions of a lost agent wait for that agent or for an adopting agent.
     `register_timeout`: how long a new stream may take to send its registration.
     `stop_grace`: how long running calls may take to end when the server stops.
+    `objects`: the object store of the agents, None if the scheduler reads none.
     """
 
     health_interval: float = 10.0
@@ -20,3 +25,4 @@ class SchedulerOptions:
     attempts: int = 3
     register_timeout: float = 15.0
     stop_grace: float = 2.0
+    objects: ObjectStore | None = None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agent.domain.outcome import Outcome
     from agent.local_scheduler.action_state import ActionState
     from agent.local_scheduler.storage.changes import StoredPipeline
+    from agent.local_scheduler.storage.inputs import InputReader, SelectedInput
     from agent.local_scheduler.storage.uploads import Upload
     from agent.pipeline.events import FileStored
     from agent.pipeline.parser import PipelineAction
@@ -31,7 +32,8 @@ class ActionRecord:
     received the attempt. `stored_seq` is the last event number that may be acknowledged. `grace_timer` runs while the
     action waits for its lost agent. `upload` is the upload of files that runs now, None without one. `upload_lock`
     ensures that only one upload of an action at a time moves its files into the action's folder. `waits_for` is the
-    reported reason why the action stays in the queue, "" for none.
+    reported reason why the action stays in the queue, "" for none. `inputs` are the files of other actions, None until
+    they are selected. `download` is the call that sends inputs now, None without one.
     """
 
     plan: PipelineAction
@@ -44,6 +46,8 @@ class ActionRecord:
     files: list[FileStored] = field(default_factory=list)
     upload: Upload | None = None
     upload_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    inputs: tuple[SelectedInput, ...] | None = None
+    download: InputReader | None = None
     waits_for: str = ""
 
     @property
@@ -57,6 +61,12 @@ class ActionRecord:
         found = [self.run.records[name].state.outcome for name in self.plan.needs]
         outcomes = [each for each in found if each is not None]
         return outcomes if len(outcomes) == len(found) else None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the action waits and its `needs` have all ended, with outcomes that fit the action's condition."""
+        outcomes = self.needed_outcomes if self.state.status is ActionStatus.WAITING else None
+        return outcomes is not None and self.plan.when.holds(outcomes)
 
     def stop_grace_timer(self) -> None:
         """Cancel the grace timer, if it runs."""

@@ -20,6 +20,7 @@ from agent.domain.outcome import Outcome, Result
 from agent.local_scheduler.action_state import ActionState, ActionStatus
 from agent.local_scheduler.records import ActionRecord, PipelineRun
 from agent.local_scheduler.storage.changes import ActionFiles, Change, StoredPipeline
+from agent.local_scheduler.storage.inputs import inputs_error
 from agent.local_scheduler.storage.secret_files import SecretFiles
 from agent.local_scheduler.storage.store import KEPT_PIPELINES, Store, StoreFailed
 from agent.pipeline import events, parser
@@ -47,7 +48,7 @@ class PipelineUnknown(AgentError):
 
 
 class StaleAttempt(AgentError):
-    """An agent uploads files of an attempt that is over or that another agent has claimed."""
+    """An agent transfers files of an attempt that is over or that another agent has claimed."""
 
 
 class PipelineIdInvalid(AgentError):
@@ -210,13 +211,22 @@ class PipelineRegistry:
         open_runs = (run for run in self.runs.values() if not run.pipeline.ended)
         return any(record.plan.is_special for run in open_runs for record in run.records.values())
 
-    def ready_records(self) -> Iterator[ActionRecord]:
-        """Yield the waiting actions whose `needs` have all ended, with outcomes that fit the action's condition."""
-        for record in self.open_records():
-            if record.state.status is ActionStatus.WAITING:
-                outcomes = record.needed_outcomes
-                if outcomes is not None and record.plan.when.holds(outcomes):
-                    yield record
+    def ready_records(self) -> list[ActionRecord]:
+        """Return the waiting actions whose `needs` have all ended, with outcomes that fit the action's condition.
+
+        End the actions whose inputs are missing.
+
+        Raises:
+            StoreFailed: nothing more can be stored.
+        """
+        while True:
+            ready = [record for record in self.open_records() if record.is_ready]
+            unusable = [(record, error) for record in ready if (error := inputs_error(record)) is not None]
+            if not unusable:
+                return ready
+            # The end of these actions can make actions ready that run after a failure.
+            for record, error in unusable:
+                self.end_action(record, Outcome(Result.FAILED, Stage.ADMISSION, error.reason, message=str(error)))
 
     def event(self, run: PipelineRun, body: EventBody, record: ActionRecord | None = None) -> PipelineEvent:
         """Build the next event of a pipeline. If `record` is given, the event is about this action."""
@@ -291,8 +301,8 @@ class PipelineRegistry:
 
     # ---- methods for the files of actions
 
-    def record_for_upload(self, key: Key) -> ActionRecord:
-        """Return the action whose files an agent uploads.
+    def record_for_transfer(self, key: Key) -> ActionRecord:
+        """Return the action for which an agent uploads artifacts or downloads inputs.
 
         Raises:
             StaleAttempt: the attempt is over, or another agent has claimed it.
@@ -305,9 +315,9 @@ class PipelineRegistry:
         return record
 
     def transfers(self, run_id: str) -> dict[str, Transfer]:
-        """Return the progress of the uploads that run now, by action name."""
-        records = self.get(run_id).records.values()
-        return {record.plan.name: record.upload.transfer() for record in records if record.upload is not None}
+        """Return the progress of the uploads and downloads that run now, by action name."""
+        running = ((record.plan.name, record.upload or record.download) for record in self.get(run_id).records.values())
+        return {name: each.transfer() for name, each in running if each is not None}
 
     async def store_files(self, record: ActionRecord, files: Sequence[FileStored]) -> None:
         """Store the list of an action's files, and return when the list is stored.

@@ -7,7 +7,7 @@ creates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent.domain import events
@@ -64,11 +64,16 @@ class LogText:
 
 @dataclass(frozen=True, slots=True)
 class FileStored:
-    """The scheduler stored an artifact. `path` is relative to the folder of the action, as bytes of the file system."""
+    """The scheduler stored an artifact. `path` is relative to the folder of the action, as bytes of the file system.
+
+    `uri` is its name in an object store, "" if the scheduler has the content. Watchers do not get `mode` and `uri`.
+    """
 
     path: bytes
     size: int
     sha256: bytes
+    mode: int = field(default=0o644, compare=False)
+    uri: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +124,11 @@ class PipelineEvent:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """The progress of an upload of artifacts.
+    """The progress of an upload of artifacts, or of the download of an input.
 
-    `files` is the number of complete files, `sent` the number of received bytes of all files. `path`, `done` and
-    `size` are the path, the received bytes and the announced bytes of the current file.
+    `files` is the number of complete files, `sent` the number of transferred bytes of all files. `path`, `done` and
+    `size` are the path, the transferred bytes and the announced bytes of the current file. `seconds` is the time since
+    the start.
     """
 
     files: int
@@ -130,3 +136,4 @@ class Transfer:
     path: bytes = b""
     done: int = 0
     size: int = 0
+    seconds: float = 0.0

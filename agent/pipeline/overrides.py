@@ -13,7 +13,7 @@ from agent.pipeline.action_keys import VARIABLE
 from agent.pipeline.yaml_document import SURROGATE, suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     from agent.pipeline.parser import Pipeline, PipelineAction
 
@@ -28,7 +28,8 @@ def select_actions(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
     The name of an action with a matrix stands for all its variants.
 
     Raises:
-        OptionError: the pipeline has no action with one of these names.
+        OptionError: the pipeline has no action with one of these names, or an action takes files of an action outside
+            the selection.
     """
     known = list(dict.fromkeys(name for each in pipeline.actions for name in (each.entry, each.name) if name))
     for name in names:
@@ -38,8 +39,19 @@ def select_actions(pipeline: Pipeline, names: Sequence[str]) -> Pipeline:
             )
     chosen = [each for each in pipeline.actions if each.name in names or each.entry in names]
     left = {each.name for each in chosen}
-    actions = tuple(replace(each, needs=tuple(need for need in each.needs if need in left)) for each in chosen)
-    return replace(pipeline, actions=actions)
+    return replace(pipeline, actions=tuple(select_needs(each, left) for each in chosen))
+
+
+def select_needs(action: PipelineAction, names: Container[str]) -> PipelineAction:
+    """Return the action without needs and optional inputs outside a selection of actions."""
+    for rule in action.inputs:
+        if rule.source not in names and not rule.optional:
+            raise OptionError(f"--only: {action.name} takes files of {rule.source}; name {rule.source} too")
+    return replace(
+        action,
+        needs=tuple(need for need in action.needs if need in names),
+        inputs=tuple(rule for rule in action.inputs if rule.source in names),
+    )
 
 
 def with_env(pipeline: Pipeline, values: Mapping[str, str]) -> Pipeline:

@@ -34,6 +34,7 @@ from agent.pipeline.action_keys import (
     read_timeout,
 )
 from agent.pipeline.file_errors import PipelineFileError, Problem
+from agent.pipeline.inputs import InputRule, read_inputs
 from agent.pipeline.service_keys import read_services
 from agent.pipeline.structure.conditions import Condition, Retry, read_condition, read_retry
 from agent.pipeline.structure.variants import read_matrix, resolve_needs, substituted, variant_name
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.domain.actions import Key
+    from agent.domain.artifacts import Input
 
 Result = TypeVar("Result")
 
@@ -65,11 +67,12 @@ ACTION_KEYS = (
     "services",
     "retry",
     "needs",
+    "inputs",
     "when",
     "matrix",
 )
 # Keys that a file with a single action does not have.
-KEYS_OF_SEVERAL = ("needs", "when", "matrix")
+KEYS_OF_SEVERAL = ("needs", "inputs", "when", "matrix")
 # Keys that a file sets for all its actions.
 DEFAULT_KEYS = tuple(key for key in ACTION_KEYS if key not in ("commands", *KEYS_OF_SEVERAL))
 # Keys that an action adds to those of the file's defaults. Any other key replaces the default.
@@ -83,8 +86,9 @@ MAX_ACTIONS = 1000
 class PipelineAction:
     """One action of a pipeline file. `secrets` holds names. `timeout` is in seconds, None: the policy's default.
 
-    `needs` holds the names of the actions that must end before this action starts, with outcomes that fit `when`.
-    `entry` is the action's name in the file, which differs from `name` if the action has a matrix.
+    `needs` holds the names of the actions that must end before this action starts, with outcomes that fit `when`. The
+    actions of `inputs` are in `needs`. `entry` is the action's name in the file, which differs from `name` if the
+    action has a matrix.
     """
 
     name: str
@@ -100,6 +104,7 @@ class PipelineAction:
     services: tuple[Service, ...] = ()
     environment_class: str = ""
     needs: tuple[str, ...] = ()
+    inputs: tuple[InputRule, ...] = ()
     when: Condition = Condition.SUCCESS
     retry: Retry = field(default_factory=Retry)
     entry: str = ""
@@ -107,15 +112,19 @@ class PipelineAction:
     @property
     def features(self) -> frozenset[Feature]:
         """The features of the contract that an agent needs to run this action."""
-        return frozenset({Feature.SERVICES}) if self.services else frozenset()
+        needed = {Feature.SERVICES: self.services, Feature.INPUTS: self.inputs}
+        return frozenset(feature for feature, asked in needed.items() if asked)
 
     @property
     def is_special(self) -> bool:
         """Whether not every agent can run this action, because it needs features or a class of environments."""
         return bool(self.features or self.environment_class)
 
-    def action(self, key: Key, secrets: Mapping[str, str]) -> Action:
-        """Return the action that is sent to an agent. `secrets` may hold more values than this action names."""
+    def action(self, key: Key, secrets: Mapping[str, str], inputs: tuple[Input, ...] = ()) -> Action:
+        """Return the action that is sent to an agent. `secrets` may hold more values than this action names.
+
+        `inputs` are the files that the rules of this action select.
+        """
         return Action(
             key=key,
             image=self.image,
@@ -130,6 +139,7 @@ class PipelineAction:
             pipefail=self.pipefail,
             services=self.services,
             environment_class=self.environment_class,
+            inputs=inputs,
         )
 
 
@@ -282,6 +292,7 @@ def read_action(
             if required not in keys:
                 value.refuse_missing(f"`{required}` is missing: {what}")
     value.document.count_repeated(sum(each.size for each in keys.values()))
+    has_needs = "needs" in keys or "inputs" in keys
     no_env: dict[str, str] = {}
     env = optional(keys, "env", lambda own: read_env(own, variables), no_env) | dict(variables)
     none: tuple[str, ...] = ()
@@ -300,7 +311,8 @@ def read_action(
         services=optional(keys, "services", lambda each: read_services(each, secrets), ()),
         environment_class=optional(keys, "class", read_class, ""),
         needs=optional(keys, "needs", read_needs, ()),
-        when=optional(keys, "when", lambda condition: read_condition(condition, "needs" in keys), Condition.SUCCESS),
+        inputs=optional(keys, "inputs", read_inputs, ()),
+        when=optional(keys, "when", lambda condition: read_condition(condition, has_needs), Condition.SUCCESS),
         retry=optional(keys, "retry", read_retry, Retry()),
     )
 

@@ -10,8 +10,10 @@ import json
 from typing import Any
 
 from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS, OnExit, ServiceLog, When
+from agent.domain.artifacts import MAX_INPUTS
 from agent.domain.quantities import DURATION, QUANTITY
 from agent.pipeline.action_keys import ARTIFACT_KEYS, CLASS, REPO_KEYS, RESOURCE_KEYS, SHELL_KEYS, VARIABLE
+from agent.pipeline.inputs import INPUT_KEYS
 from agent.pipeline.parser import ACTION_KEYS, DEFAULT_KEYS, KEYS_OF_SEVERAL, MAX_ACTIONS, NAME, PIPELINE_KEYS
 from agent.pipeline.service_keys import FOLDER, HEALTH_KEYS, HOST_NAME, SERVICE_KEYS, SERVICE_NAME
 from agent.pipeline.structure.conditions import MAX_RETRIES, RETRY_KEYS, RETRY_REASONS, Condition
@@ -62,6 +64,10 @@ DESCRIPTIONS = {
     "on_exit": "When the end of the service fails the action. Default: crash-fails.",
     "log": "When the log of the service is shown. Default: on-failure.",
     "needs": "Actions that must end before this action starts.",
+    "inputs": "Artifacts of other actions that are copied into the workspace before the first command.",
+    "from": "The action whose artifacts are copied, one of the needs.",
+    "to": "A folder of the workspace. Default: the files keep their paths.",
+    "optional": "Start the action even if no artifact matches. Default: false.",
     "retry": "Further attempts after a failure. A number alone counts for reasons of the infrastructure only.",
     "times": "Number of further attempts.",
     "reasons": "Reasons of a failure after which another attempt follows. Default: those of the infrastructure.",
@@ -104,6 +110,12 @@ def action_values() -> dict[str, Schema]:
         "lfs": BOOLEAN,
         "credentials": TEXT,
     }
+    files: dict[str, Schema] = {
+        "from": {"type": ["string", "number"]},
+        "paths": globs | {"description": "Globs of the artifacts to copy. Default: all."},
+        "to": TEXT,
+        "optional": BOOLEAN,
+    }
     rules = {"paths": globs, "exclude": globs, "when": {"enum": [each.value for each in When]}}
     environment = {"env": variables, "secrets": texts({"type": "string", "pattern": whole(VARIABLE.pattern)})}
     environment["secrets"] |= {"uniqueItems": True}
@@ -141,6 +153,7 @@ def action_values() -> dict[str, Schema]:
             "propertyNames": {"pattern": whole(VARIABLE.pattern)},
             "additionalProperties": texts({"type": SCALAR}, minItems=1) | {"uniqueItems": True},
         },
+        "inputs": texts(mapping(INPUT_KEYS, files, required=("from",)), maxItems=MAX_INPUTS),
     }
 
 

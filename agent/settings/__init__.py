@@ -29,6 +29,7 @@ from agent.domain.references.image_reference import image_matches
 from agent.settings.connection import ClassicSettings, SchedulerSettings, Tls
 from agent.settings.environment_classes import ClassSettings, class_policies, policy_of_class, settings_of_class
 from agent.settings.field_types import NAME_PATTERN, checked_quantity, size
+from agent.settings.objects import ObjectSettings
 from agent.settings.policy import PolicySettings, ServiceSettings
 from agent.settings.sections import (
     AgentSection,
@@ -59,6 +60,7 @@ __all__ = [
     "LogSettings",
     "LoggingSettings",
     "MetricsSettings",
+    "ObjectSettings",
     "PolicySettings",
     "SchedulerSettings",
     "ServiceSettings",
@@ -100,6 +102,7 @@ class Settings(BaseSettings):
     policy: PolicySettings = PolicySettings()
     services: ServiceSettings = ServiceSettings()
     artifacts: ArtifactSettings = ArtifactSettings()
+    objects: ObjectSettings = ObjectSettings()
     logs: LogSettings = LogSettings()
     http: HttpSettings = HttpSettings()
     metrics: MetricsSettings = MetricsSettings()

@@ -36,7 +36,7 @@ DEFAULT_SETTINGS = MetricsSettings()
 # Upper bounds of the buckets of the event loop's lag, in seconds.
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
-PHASES = ("schedule", "pull", "clone", "services", "commands", "artifacts", "cleanup")
+PHASES = ("schedule", "pull", "clone", "inputs", "services", "commands", "artifacts", "cleanup")
 # Verb and resource of every request that the agent sends to the Kubernetes API.
 API_REQUESTS = (
     ("create", "pods"),
@@ -70,6 +70,7 @@ WARM_RESULTS = (
     "cold_lost",
     "cold_class",
     "cold_image",
+    "cold_inputs",
     "cold_repository",
     "cold_services",
     "cold_size",
@@ -78,7 +79,8 @@ WARM_RESULTS = (
 NUDGE_RESULTS = ("accepted", "refused", "failed", "skipped")
 LOG_DROP_REASONS = ("line_limit", "total_limit", "gap")
 SESSION_STAGES = ("setup", "commands", "artifacts", "cleanup")
-ARTIFACT_FAILURE_REASONS = ("lost", "timeout", "broken", "refused")
+ARTIFACT_FAILURE_REASONS = ("lost", "timeout", "broken", "refused", "store")
+OBJECT_DIRECTIONS = ("put", "got")
 # Kinds of messages on the stream, by direction.
 STREAM_MESSAGES = {
     "sent": ("register", "health", "event", "adopted"),
@@ -183,6 +185,16 @@ class Metrics:
         self.artifact_files = self.counter("artifact_files", "Artifact files that the scheduler stored.")
         self.artifact_bytes = self.counter("artifact_bytes", "Bytes of artifact files that the scheduler stored.")
         self.artifact_retries = self.counter("artifact_retries", "Repeated attempts to copy the files of a session.")
+        self.input_files = self.counter("input_files", "Files of other actions that were copied into a workspace.")
+        self.input_bytes = self.counter("input_bytes", "Bytes of those files.")
+        self.input_retries = self.counter("input_retries", "Repeated attempts to copy the inputs of a session.")
+        self.objects = self.counter(
+            "objects", "Files that pods put into the object store as artifacts, or got from it as inputs.", "direction"
+        )
+        self.object_bytes = self.counter("object_bytes", "Bytes of those files.", "direction")
+        self.object_fallbacks = self.counter(
+            "object_fallbacks", "Sessions whose files went through the scheduler, because the object store failed."
+        )
         self.artifact_failures = self.counter(
             "artifact_failures", "Sessions whose files could not be copied.", "reason"
         )
@@ -266,6 +278,8 @@ class Metrics:
         create_series(self.log_gaps, ("certain",))
         create_series(self.actions_running, SESSION_STAGES)
         create_series(self.artifact_failures, ARTIFACT_FAILURE_REASONS)
+        create_series(self.objects, OBJECT_DIRECTIONS)
+        create_series(self.object_bytes, OBJECT_DIRECTIONS)
         create_series(self.request_wait, REQUEST_PRIORITIES)
         create_series(self.nudges, NUDGE_RESULTS)
         create_series(self.warm_pods, ("starting", "idle"))

@@ -38,7 +38,15 @@ SHELLS = {"dash": DEBIAN, "bash": BASH, "busybox": BUSYBOX}
 class Lab:
     """A scheduler and its agents in one namespace. `settings` are the default settings of its agents."""
 
-    def __init__(self, namespace: str, folder: Path, *, listen: str = "127.0.0.1:0", **settings: Any) -> None:
+    def __init__(
+        self,
+        namespace: str,
+        folder: Path,
+        *,
+        listen: str = "127.0.0.1:0",
+        scheduler_options: tuple[str, ...] = (),
+        **settings: Any,
+    ) -> None:
         self.namespace = namespace
         self.folder = folder
         self.pool = f"e2e-{secrets.token_hex(3)}"
@@ -46,7 +54,8 @@ class Lab:
         self.agents: list[Agent] = []
         self.settings = settings
         self.secret_values: list[str] = []
-        self.scheduler, self.address = start_scheduler(folder, listen)
+        self.objects = "objects" in settings  # the files of actions are in an object store
+        self.scheduler, self.address = start_scheduler(folder, listen, *scheduler_options)
 
     def agent(self, **settings: Any) -> Agent:
         """Start an agent and wait until it is ready. `settings` override the lab's settings."""
@@ -110,7 +119,7 @@ class Lab:
         # If a path is not UTF-8, the reports have replacement characters in place of the wrong bytes. Replace these
         # bytes here too.
         shown = {os.fsencode(path).decode("utf-8", "replace"): file for path, file in report.files.items()}
-        assert {path: file.stat().st_size for path, file in shown.items()} == reported
+        assert self.objects or {path: file.stat().st_size for path, file in shown.items()} == reported
 
     def action_ids(self, report: Report) -> list[str]:
         """Return the distinct action ids that the session annotations of the action's pods contain.
@@ -228,12 +237,12 @@ def internal_errors(metrics: str) -> list[str]:
     return [line for line in counters if not line.endswith(" 0.0")]
 
 
-def start_scheduler(folder: Path, listen: str = "127.0.0.1:0") -> tuple[subprocess.Popen[bytes], str]:
+def start_scheduler(folder: Path, listen: str = "127.0.0.1:0", *options: str) -> tuple[subprocess.Popen[bytes], str]:
     """Start a scheduler that stores its data below `folder`. Return its process and its address."""
     log_file = folder / "scheduler.log"
     with log_file.open("ab") as log:
         process = subprocess.Popen(
-            [*COMMAND, "scheduler", "--listen", listen, "--folder", str(folder / "scheduler")],
+            [*COMMAND, "scheduler", "--listen", listen, "--folder", str(folder / "scheduler"), *options],
             env=kube.environment(),
             stdout=log,
             stderr=log,
@@ -279,12 +288,12 @@ def until(condition: Any, message: str, timeout: float = 30) -> Any:
 
 
 @contextmanager
-def open_lab(namespace: str, folder: Path, *, listen: str = "127.0.0.1:0", **settings: Any) -> Iterator[Lab]:
+def open_lab(namespace: str, folder: Path, **settings: Any) -> Iterator[Lab]:
     """Yield a lab: a running scheduler and a namespace, in which a test starts agents. Close the lab at the end.
 
     `settings` are the default settings of these agents.
     """
-    lab = Lab(namespace, folder, listen=listen, **settings)
+    lab = Lab(namespace, folder, **settings)
     try:
         yield lab
     finally:

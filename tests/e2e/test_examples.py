@@ -29,6 +29,8 @@ def actions() -> Iterator[tuple[str, Object]]:
         for name, action in ({file.stem: example} if single else example["actions"]).items():
             image = {"configuration": {"container": BUSYBOX}}
             needs = {"needs": [f"{file.stem}-{need}" for need in action["needs"]]} if "needs" in action else {}
+            if "inputs" in action:
+                needs["inputs"] = [each | {"from": f"{file.stem}-{each['from']}"} for each in action["inputs"]]
             rest = {key: value for key, value in action.items() if key != "name"}
             yield name if single else f"{file.stem}-{name}", {**rest, **image, **needs}
 
@@ -47,5 +49,6 @@ def test_the_examples_of_the_documentation_run(namespace: str, tmp_path: Path) -
     assert done.returncode == 0, done.stdout
     assert "hunter2" not in done.stdout
     assert "failed, trying again in 1 s" in done.stdout
-    kept = [path.relative_to(out).as_posix() for path in (out / "artifacts").rglob("*") if path.is_file()]
-    assert kept == ["artifacts/dist/result.txt"]
+    assert "it works" in done.stdout, "an action runs what another one has built"
+    kept = sorted(path.relative_to(out).as_posix() for path in out.glob("*/*/*") if path.is_file())
+    assert kept == ["artifacts/dist/result.txt", "inputs-build/dist/tool"]

@@ -138,6 +138,7 @@ def test_alerts_and_dashboard_use_existing_metrics() -> None:
         "Where does the time go?",
         "What fails, and whose fault is it?",
         "Do warm pods pay off?",
+        "Where do files go?",
     ):
         assert question in titles
     shown = {re.sub(r"_(bucket|sum|count)$", "", each) for each in used}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent.cluster.supervisor.markers import MarkerReader
-from agent.domain.artifacts import FileData, FileEnd, FileStart
+from agent.domain.artifacts import FileData, FileEnd, FileStart, InputFile, StoredObject
 from agent.domain.errors import Reason
 from agent.domain.events import ArtifactSummary
 from agent.domain.observations import (
@@ -35,7 +35,7 @@ from agent.domain.outcome import Result
 from tests.fakes.waiting import Changing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
     from agent.domain.actions import Action, ArtifactRules
     from agent.domain.artifacts import FilePart
@@ -65,6 +65,8 @@ class Script:
         service_logs: the end of the log of each service, by name, or the error of a log that cannot be read.
         live_logs: what `live_log` yields for each service, by name, or the error that it raises.
         begun: whether the commands of an adopted environment have begun.
+        objects: the pod can use an object store.
+        deliveries: for each `receive_inputs` the error to raise at its end, or None.
         remove_error: an error that `remove` raises. The `remove` of a real environment never raises.
     """
 
@@ -83,6 +85,8 @@ class Script:
     interactive: bool = False
     setup_notice: str = ""
     begun: bool = True
+    objects: bool = False
+    deliveries: list[BaseException | None] = field(default_factory=list)
     remove_error: BaseException | None = None
 
 
@@ -164,6 +168,7 @@ class FakeEnvironment:
         self.creations = 0
         self.removals = 0
         self.interrupts: list[float] = []
+        self.inputs: dict[bytes, tuple[int, bytes]] = {}
         self.playing = False
         self.disowned = False
         self.services = FakeServices(self)
@@ -325,7 +330,16 @@ class FakeEnvironment:
     def copy_turn(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()
 
-    async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
+    @property
+    def has_object_store(self) -> bool:
+        return self.script.objects
+
+    def has_object(self, uri: str) -> bool:
+        return self.script.objects and uri.startswith("s3://")
+
+    async def files(
+        self, rules: ArtifactRules, seconds: float, *, objects: bool = False
+    ) -> AsyncGenerator[FilePart | Collected, None]:
         """Yield one file, then the next result of a copy from `Script.collections`. By default, the copy succeeds.
 
         If the result is an error, raise the error in place of the end of the file.
@@ -334,7 +348,7 @@ class FakeEnvironment:
         collections = self.script.collections
         end = collections.pop(0) if len(collections) > 1 else collections[0] if collections else collected()
         yield FileStart(b"out.txt", 0o644, len(self.script.content))
-        yield FileData(self.script.content)
+        yield StoredObject("s3://bucket/sealci/out.txt", "etag") if objects else FileData(self.script.content)
         if isinstance(end, BaseException):
             raise end
         yield FileEnd(b"\0" * 32)
@@ -349,6 +363,21 @@ class FakeEnvironment:
         """Record that the workspace was uploaded."""
         await notify("copying the working tree, 1.5 MB")
         await self.note("upload_workspace")
+
+    async def receive_inputs(self, items: AsyncIterator[InputFile | FileData], seconds: float) -> None:
+        """Keep the mode and the content of each file in `inputs`.
+
+        Then raise the error that the script names for this delivery, if any.
+        """
+        await self.note("inputs")
+        self.inputs, path, mode = {}, b"", 0
+        async for item in items:
+            if isinstance(item, InputFile):
+                path, mode = item.path, item.mode
+            data = self.inputs.get(path, (0, b""))[1] + (item.data if isinstance(item, FileData) else b"")
+            self.inputs[path] = (mode, data)
+        if self.script.deliveries and (error := self.script.deliveries.pop(0)):
+            raise error
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:
         """Record the hold for debugging. Return the message for the person at the terminal."""

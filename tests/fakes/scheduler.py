@@ -18,6 +18,7 @@ from grpc import aio
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.protocol.wire import agent_pb2_grpc
+from tests.fakes.signs_nothing import SignsNothing
 from tests.fakes.waiting import Changing
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Peer:
         self.outgoing.put_nowait(None)
 
 
-class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
+class FakeScheduler(Changing, SignsNothing):
     """The gRPC server. A test sets some attributes to script the server's behaviour.
 
     Other attributes record messages.
@@ -83,6 +84,8 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         self.reads.set()
         self.breaks_upload_after: int | None = None
         self.receipt: wire.UploadReceipt | None = None
+        # The answers to FetchInput. An event makes a call wait until it is set.
+        self.inputs: list[wire.ArtifactChunk | asyncio.Event] = []
         self.credentials: grpc.ServerCredentials | None = None
         # This attribute and the following ones record what the server has received.
         self.peers: list[Peer] = []
@@ -90,6 +93,7 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         self.acknowledged: dict[tuple[str, int], int] = {}
         self.arrivals: list[wire.Event] = []
         self.uploads: list[list[wire.ArtifactChunk]] = []
+        self.fetches: list[wire.FetchInputRequest] = []
         self.breaches: list[str] = []
         self.changed = asyncio.Condition()
         self.server: aio.Server | None = None
@@ -251,7 +255,20 @@ class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
         if self.ends_after_events is not None and peer.events == self.ends_after_events:
             peer.end(grpc.StatusCode.UNAVAILABLE, "scripted")
 
-    # ---- the gRPC call UploadArtifacts
+    # ---- the gRPC calls FetchInput and UploadArtifacts
+
+    async def FetchInput(  # noqa: N802 - the name is the contract's
+        self,
+        request: wire.FetchInputRequest,
+        context: Any,
+    ) -> AsyncIterator[wire.ArtifactChunk]:
+        self.fetches.append(request)
+        await self.notify()
+        for each in self.inputs:
+            if isinstance(each, asyncio.Event):
+                await each.wait()
+            else:
+                yield each
 
     async def UploadArtifacts(  # noqa: N802 - the name is the contract's
         self, request_iterator: Any, context: Any

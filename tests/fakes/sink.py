@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from agent.domain.events import ArtifactSummary, CommandStarted, Finished, LogChunk, StageChanged
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from agent.domain.actions import Key
     from agent.domain.artifacts import FilePart
@@ -33,6 +33,9 @@ class RecordingEventSink:
         self.acknowledges.set()
         self.upload_errors: list[Exception] = []
         self.poisoned: set[str] = set()
+        self.stores_references = True
+        # What `fetch` yields for each input, by its number. An error is raised.
+        self.inputs: dict[int, list[FilePart | Exception]] = {}
 
     def open(self, key: Key, *, adopted: bool = False) -> RecordingSessionSink:
         outlet = RecordingSessionSink(self, key, adopted=adopted)
@@ -76,6 +79,18 @@ class RecordingSessionSink:
             self.uploads[-1].append(part)
         if self.sink.upload_errors:
             raise self.sink.upload_errors.pop(0)
+
+    @property
+    def stores_references(self) -> bool:
+        return self.sink.stores_references
+
+    async def fetch(self, number: int) -> AsyncGenerator[FilePart, None]:
+        """Yield the parts of input `number` that the test has set. Raise an error among them once."""
+        for part in list(self.sink.inputs[number]):
+            if isinstance(part, Exception):
+                self.sink.inputs[number].remove(part)
+                raise part
+            yield part
 
     def restart(self, seq: int) -> None:
         """Drop the events after the number `seq`, as if the scheduler had lost them."""

@@ -1,10 +1,11 @@
-"""`retry` and `when` of a pipeline file, in the local scheduler with fake agents."""
+"""`retry` and `when` of a pipeline file, also with `inputs`, in the local scheduler with fake agents."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from agent.console.reports.run_report import ExitCode
+from agent.domain.artifacts import Input
 from agent.domain.errors import Reason, Stage
 from agent.domain.outcome import Outcome, Result
 from agent.local_scheduler.local_service import Access
@@ -28,6 +29,16 @@ actions:
   notify: {commands: [x], needs: [test], when: failure}
   after-notify: {commands: [x], needs: [notify]}
   clean: {commands: [x], needs: [test, publish], when: always}
+"""
+# The end of `strict` makes `after-strict` ready, which comes before `strict` in the file.
+INPUTS = """\
+name: p
+defaults: {configuration: {container: i}, artifacts: {when: always}}
+actions:
+  after-strict: {commands: [x], needs: [strict], when: failure}
+  build: {commands: [x]}
+  strict: {commands: [x], when: always, inputs: [{from: build}]}
+  report: {commands: [x], when: always, inputs: [{from: build, optional: true}]}
 """
 
 
@@ -117,6 +128,29 @@ async def test_a_cancelled_pipeline_starts_no_action_that_always_runs(tmp_path: 
         report, _ = await watch(scheduler)
         assert agent.queue("action").empty()
     assert {each.outcome.result for each in report.actions.values() if each.outcome} == {Result.CANCELLED}
+
+
+async def test_an_action_that_did_not_succeed_has_no_files_for_others(tmp_path: Path) -> None:
+    async with (
+        open_scheduler("127.0.0.1:0", tmp_path, Access()) as scheduler,
+        FakeAgent(scheduler.address, slots=9, features=("inputs",)) as agent,
+    ):
+        await queue(scheduler, INPUTS)
+        build = await agent.action()
+        *begin, end = life(outcome=FAILURE)
+        for event in begin:
+            await agent.event(translate.key(build), event)
+        await agent.upload(translate.key(build), file_parts((b"half-built", b"x")))
+        await agent.event(translate.key(build), end)
+        actions = [await agent.action() for _ in range(2)]
+        for action in actions:
+            await agent.live(action)
+        report, _ = await watch(scheduler)
+    found = {action.name: translate.action(action).inputs for action in actions}
+    assert found == {"after-strict": (), "report": (Input("build", "", (), optional=True),)}
+    outcome = report.actions["strict"].outcome
+    assert outcome is not None
+    assert (outcome.reason, outcome.message) == (Reason.INPUT_MISSING, "inputs[1]: build did not succeed")
 
 
 async def finished(agent: FakeAgent) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from agent.cluster.artifacts.archive_manifest import ArchiveManifest, ManifestReader
 from agent.cluster.artifacts.tar_header import ArchiveError, checked_name, parse_header, parse_pax
-from agent.cluster.in_pod.collect_files import MANIFEST_TYPE
+from agent.cluster.in_pod.files.collect_files import MANIFEST_TYPE
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 
 if TYPE_CHECKING:

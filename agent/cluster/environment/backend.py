@@ -26,10 +26,11 @@ from agent.settings import settings_of_class
 if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.cluster.capabilities import ClusterFacts
-    from agent.cluster.environment.debugging import DebugOptions
+    from agent.cluster.environment.interactive.debugging import DebugOptions
     from agent.cluster.environment.registry import OwnedEnvironment
     from agent.cluster.environment.watch import PodWatch
     from agent.domain.actions import Action
+    from agent.objects.grants import Issuer
     from agent.settings import Settings
 
 TIMINGS = EnvironmentTimings()
@@ -49,6 +50,7 @@ class PodBackend:
         facts: ClusterFacts,
         *,
         debug: DebugOptions | None = None,
+        issuer: Issuer | None = None,
         timings: EnvironmentTimings = TIMINGS,
     ) -> None:
         self.settings = settings
@@ -79,6 +81,7 @@ class PodBackend:
             nudges=NudgeSwitch(client, lambda: settings.environment.nudge_kubelet and facts.nudges, watch.watched_pods),
             warm=self.warm,
             debug=debug,
+            issuer=issuer,
             timings=timings,
         )
         self.class_contexts = {

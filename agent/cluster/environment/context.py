@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
     from agent.cluster.api.client import Client
     from agent.cluster.ending.nudger import NudgeSwitch
-    from agent.cluster.environment.debugging import DebugOptions
+    from agent.cluster.environment.interactive.debugging import DebugOptions
     from agent.cluster.environment.watch import PodWatch
     from agent.cluster.pod.setup_status import SetupLimits
     from agent.cluster.warm.warm_pods import WarmPods
+    from agent.objects.grants import Issuer
     from agent.settings import Settings
 
 
@@ -43,7 +44,8 @@ class Context:
     """What all environments of an agent share. Owned by the backend.
 
     `limits` bounds each part of a set-up. `copies` bounds how many environments copy files out at the same time, and
-    `live_logs` how many logs of services are followed.
+    `live_logs` how many logs of services are followed. `issuer` signs requests for the object store, None without
+    one.
     """
 
     settings: Settings
@@ -55,4 +57,5 @@ class Context:
     nudges: NudgeSwitch
     warm: WarmPods
     debug: DebugOptions | None
+    issuer: Issuer | None
     timings: EnvironmentTimings

@@ -8,7 +8,7 @@ Nudges (package `ending`) add a few. Everything else comes from the shared watch
 from __future__ import annotations
 
 import time
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,18 +16,17 @@ import structlog
 
 from agent.cluster.api import exec as execs
 from agent.cluster.api.container_ref import ContainerRef
-from agent.cluster.artifacts import collect
-from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.ending.pod_ending import PodEnding
 from agent.cluster.environment import creation, failure_report
 from agent.cluster.environment.containers import PodContainers
 from agent.cluster.environment.services import PodServices
+from agent.cluster.environment.transfers import FileTransfers
 from agent.cluster.environment.warm_start import WarmStart
 from agent.cluster.logs import follower
 from agent.cluster.logs.source import Timings
 from agent.cluster.pod import manifest, recreate
 from agent.cluster.pod.action_order import restricted_user
-from agent.cluster.pod.fields import clone_notice, helper_status
+from agent.cluster.pod.fields import clone_notice
 from agent.cluster.pod.setup_status import Expectations, FirstSeen
 from agent.cluster.pod.status import classify
 from agent.cluster.supervisor import command
@@ -44,10 +43,9 @@ if TYPE_CHECKING:
     from agent.cluster.environment.registry import EnvironmentRegistry
     from agent.cluster.pod.setup_timing import SetupTiming
     from agent.cluster.warm.pool import WarmPod
-    from agent.domain.actions import Action, ArtifactRules
-    from agent.domain.artifacts import FilePart
+    from agent.domain.actions import Action
     from agent.domain.log_cursor import Cursor
-    from agent.domain.observations import Collected, LogItem, Observation
+    from agent.domain.observations import LogItem, Observation
     from agent.domain.outcome import Outcome
     from agent.domain.session_state import Resume
 
@@ -57,7 +55,7 @@ log = structlog.get_logger(__name__)
 CROWDED_RECHECK = 1.0
 
 
-class PodEnvironment:
+class PodEnvironment(FileTransfers):
     """One pod with its Secret. Owned by one session and lives as long as that session.
 
     `adopted` is a pod that this agent has just claimed. If `adopted` is None, the environment has no pod at first.
@@ -259,31 +257,6 @@ class PodEnvironment:
             log.info("the exec that stops the commands did not end by itself", error=error.message)
             return error.status == 0 and not isinstance(error, execs.ExecDeadline)
         return True
-
-    # ---- the files of the environment
-
-    def copy_turn(self) -> AbstractAsyncContextManager[None]:
-        return self.context.copies
-
-    async def files(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
-        """Copy the files that match `rules` out of the pod, within `seconds`. The last item is `Collected`."""
-
-        def open_exec(argv: list[str], seconds: float) -> execs.ExecStream:
-            return execs.ExecStream(self.client, self.helper_container, argv, seconds=seconds)
-
-        limits = ArchiveLimits.of(self.context.settings.artifacts, seconds)
-        async with aclosing(collect.collect(open_exec, rules, limits, workspace=self.workspace)) as items:
-            async for item in items:
-                yield item
-
-    @property
-    def helper_container(self) -> ContainerRef:
-        helper = helper_status((self.pod_state.pod or {}).get("status", {})) or {"name": manifest.HELPER}
-        return ContainerRef(self.plan.namespace, self.plan.name, helper["name"])
-
-    @property
-    def workspace(self) -> str:
-        return self.context.settings.environment.workspace
 
     # ---- debugging by the person at the terminal of `run`
 

@@ -30,8 +30,8 @@ from agent.domain.observations import Lost, ServiceOutput, SetupFailed
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
-    from agent.cluster.environment.debugging import DebugOptions
     from agent.cluster.environment.environment import PodEnvironment
+    from agent.cluster.environment.interactive.debugging import DebugOptions
     from agent.domain.json import Object
     from agent.domain.observations import Observation
 
@@ -212,7 +212,12 @@ class PodServices:
         """Upload the working tree of the person who started `run`. The commands then wait for the services only."""
         environment = self.environment
         await debug.upload_tree(
-            self.client, environment.helper_container, environment.workspace, notify, gated=self.gated
+            self.client,
+            environment.helper_container,
+            environment.workspace,
+            notify,
+            gated=self.gated,
+            inputs=bool(environment.plan.action.inputs),
         )
 
     @property

@@ -15,7 +15,7 @@ from agent.cluster.in_pod.log_keeper import LogKeeper
 from agent.cluster.in_pod.order import GO, IDLE_SECONDS, LEAVE, SUPERVISOR, read_order, write, write_order
 from agent.cluster.in_pod.order_server import OrderServer
 from agent.cluster.in_pod.start_gate import StartGate
-from agent.cluster.in_pod.workspace import change_owner, start_commands, take_snapshot
+from agent.cluster.in_pod.workspace import USER, change_owner, start_commands, take_snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ def run_cold(keeper: LogKeeper, setup: str, snapshot: str, began: float) -> None
     if not order["snapshot"]:
         snapshot = ""
     if order["change_owner"]:
-        snapshot = hand_over(keeper, order["workspace"], snapshot)
+        # If an errand completes the workspace, the snapshot is taken later in any case.
+        late = not order["start"]
+        left = hand_over(keeper, order["workspace"], "" if late else snapshot)
+        snapshot = snapshot if late else left
 
     def start() -> None:
         start_commands(order["workspace"], snapshot, keeper.folder + "/" + GO)
@@ -105,4 +108,6 @@ def hand_over(keeper: LogKeeper, workspace: str, snapshot: str) -> str:
     if snapshot:
         take_snapshot(workspace, snapshot)
     user = keeper.wait_for_user(keeper.deadline - time.monotonic())
-    return snapshot if user and change_owner(workspace, *user) else ""
+    changed = user is not None and change_owner(workspace, *user)
+    write(keeper.log_folder, USER, f"{user[0]} {user[1]}\n" if user else "")
+    return snapshot if changed else ""

@@ -24,6 +24,7 @@ ORDER_SECONDS = 60  # maximum number of seconds until container `helper` has wri
 MAX_NAME = 4096  # maximum number of bytes of a path, as in `agent.domain.paths`, which cannot be imported here
 TOO_LONG = f"a path longer than {MAX_NAME} bytes"
 TERMINATION = "/dev/termination-log"
+USER = "user"  # file of the log's folder: user and group of the commands, written when the workspace belongs to them
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # id of the clock that the kernel uses for file times; the module `time` has no name for this clock
 CLOCK_REALTIME_COARSE = 5

@@ -118,9 +118,10 @@ def order(plan: Plan, settings: Settings) -> Object:
         workspace=settings.environment.workspace,
         pipefail=command_module.pipefail_mode(plan.action.pipefail, settings.environment.pipefail),
         # The agent compares the workspace with the snapshot only if the action declares no paths of artifacts.
-        snapshot=plan.wants_files and not plan.action.artifacts.paths,
-        change_owner=plan.action.repository is not None,
-        start=not plan.upload_tree,
+        snapshot=plan.wants_snapshot,
+        change_owner=plan.action.repository is not None or bool(plan.action.inputs),
+        # An errand fills the workspace and then starts the commands.
+        start=not plan.upload_tree and not plan.action.inputs,
         gate=start_gate(plan, settings),
         log_limit=settings.logs.max_total,
         log_key=plan.log_key,
@@ -145,9 +146,17 @@ def order_variables(plan: Plan, settings: Settings) -> list[Object]:
 
 def helper_seconds(plan: Plan, settings: Settings) -> float:
     """Return the seconds after which container `helper` ends by itself, in case no agent deletes the pod."""
-    copying = 2 * settings.artifacts.timeout if plan.wants_files else 0
-    waiting = gate_seconds(plan, settings)
-    return math.ceil(plan.timeout + settings.policy.pull_timeout + waiting + copying + ADOPTION_SECONDS)
+    waiting = gate_seconds(plan, settings) + copy_seconds(plan, settings)
+    return math.ceil(plan.timeout + settings.policy.pull_timeout + waiting + ADOPTION_SECONDS)
+
+
+def copy_seconds(plan: Plan, settings: Settings) -> float:
+    """Return the longest time of all copies of files, in seconds: inputs, artifacts, and artifacts without the store.
+
+    The agent waits for its turn before it copies files. The wait and the copy each last at most `artifacts.timeout`.
+    """
+    artifacts = 0 if not plan.wants_files else 1 if settings.objects.issuer == "none" else 2
+    return 2 * settings.artifacts.timeout * (artifacts + bool(plan.action.inputs))
 
 
 def escape_variables(text: str) -> str:

@@ -22,6 +22,7 @@ from agent.cluster.pod.action_order import (
     ACTION,
     ADOPTION_SECONDS,
     HOME,
+    copy_seconds,
     escape_command,
     order_variables,
     unexportable_variables,
@@ -85,6 +86,11 @@ class Plan:
     def wants_files(self) -> bool:
         """Whether the agent may copy files of the workspace after the commands."""
         return self.action.artifacts.when is not When.NEVER
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether the artifacts are what differs from the snapshot of the workspace, which the action does not name."""
+        return self.wants_files and not self.action.artifacts.paths
 
 
 def pod(plan: Plan, settings: Settings) -> Object:
@@ -190,9 +196,7 @@ def deadline(plan: Plan, settings: Settings) -> int:
         + gate_seconds(plan, settings)
         + plan.timeout
         + settings.environment.grace
-        # The agent waits for its turn before it copies the files. The wait and the copy each last at most
-        # `artifacts.timeout`.
-        + (2 * settings.artifacts.timeout if plan.wants_files else 0)
+        + copy_seconds(plan, settings)
         + ADOPTION_SECONDS
     )
 

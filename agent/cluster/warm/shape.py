@@ -124,6 +124,8 @@ def ineligible(plan: manifest.Plan, settings: Settings) -> str:
         return "cold_services"
     if action.repository is not None:
         return "cold_repository"
+    if action.inputs:
+        return "cold_inputs"
     names = action.env.keys() | action.secrets.keys()
     if names & command.NOT_EXPORTABLE or not all(VARIABLE.fullmatch(name) for name in names):
         return "cold_variable"

@@ -52,6 +52,7 @@ ADVICE = {
     Reason.COMMAND_FAILED: "--shell-on-failure opens a shell in the workspace, --keep leaves the whole environment.",
     Reason.OUT_OF_MEMORY: "Request more memory: resources: {memory: 1Gi}, or use less in the commands.",
     Reason.DEADLINE_EXCEEDED: "Set a longer timeout (timeout: 30m), or look with --keep what the commands wait for.",
+    Reason.INPUT_MISSING: "Check `inputs`: each glob names artifacts that the other action has kept.",
     Reason.SERVICE_FAILED: "Check image, env, ports and health of the service. `log: live` shows its whole log.",
     Reason.ARTIFACTS_FAILED: "Check `artifacts`: paths are relative to the workspace. --keep leaves the workspace.",
     Reason.INTERNAL: "Run the pipeline again with --verbose, which shows the agent's own log.",

@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     from agent.local_scheduler.storage.changes import ActionFiles
     from agent.pipeline.events import PipelineEvent
 
-VERSION = 2
-# The statement that brings the tables of an older version to the next version.
-UPGRADES = {1: "ALTER TABLE actions ADD COLUMN service_cursors TEXT NOT NULL DEFAULT '{}'"}
+VERSION = 3
+# The statements that bring the tables of an older version to the next version. The mode of files is not known before
+# version 3, so it becomes 0644.
+UPGRADES = {
+    1: "ALTER TABLE actions ADD COLUMN service_cursors TEXT NOT NULL DEFAULT '{}'",
+    2: "ALTER TABLE files ADD COLUMN mode INTEGER NOT NULL DEFAULT 420; "
+    "ALTER TABLE files ADD COLUMN uri TEXT NOT NULL DEFAULT ''",
+}
 TABLES = """
 CREATE TABLE pipelines (
     id TEXT PRIMARY KEY, source TEXT NOT NULL, text TEXT NOT NULL, submitted REAL NOT NULL, ended INTEGER NOT NULL
@@ -42,7 +47,7 @@ CREATE TABLE events (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE files (
     pipeline TEXT NOT NULL, action TEXT NOT NULL, path BLOB NOT NULL, size INTEGER NOT NULL, sha256 BLOB NOT NULL,
-    PRIMARY KEY (pipeline, action, path)
+    mode INTEGER NOT NULL DEFAULT 420, uri TEXT NOT NULL DEFAULT '', PRIMARY KEY (pipeline, action, path)
 ) STRICT, WITHOUT ROWID;
 """
 SAVE_PIPELINE = """
@@ -60,7 +65,8 @@ INSERT OR REPLACE INTO actions (
 """
 SAVE_EVENT = "INSERT INTO events (pipeline, position, event) VALUES (:pipeline, :position, :event)"
 SAVE_FILE = """
-INSERT INTO files (pipeline, action, path, size, sha256) VALUES (:pipeline, :action, :path, :size, :sha256)
+INSERT INTO files (pipeline, action, path, size, sha256, mode, uri)
+VALUES (:pipeline, :action, :path, :size, :sha256, :mode, :uri)
 """
 
 
@@ -232,6 +238,8 @@ def replace_files(connection: sqlite3.Connection, files: ActionFiles) -> None:
             "path": each.path,
             "size": each.size,
             "sha256": each.sha256,
+            "mode": each.mode,
+            "uri": each.uri,
         }
         for each in files.files
     )
@@ -246,7 +254,8 @@ def delete_files(connection: sqlite3.Connection, pipeline: str, action: str) -> 
 def load_files(connection: sqlite3.Connection, pipeline: str) -> dict[str, list[FileStored]]:
     """Return the files of a pipeline by the name of their action."""
     files: dict[str, list[FileStored]] = {}
-    query = "SELECT action, path, size, sha256 FROM files WHERE pipeline = ?"
+    query = "SELECT action, path, size, sha256, mode, uri FROM files WHERE pipeline = ?"
     for row in connection.execute(query, (pipeline,)):
-        files.setdefault(row["action"], []).append(FileStored(row["path"], row["size"], row["sha256"]))
+        file = FileStored(row["path"], row["size"], row["sha256"], row["mode"], row["uri"])
+        files.setdefault(row["action"], []).append(file)
     return files

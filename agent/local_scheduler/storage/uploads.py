@@ -14,10 +14,11 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.domain.artifacts import FileData, FileEnd, FilePart, FileStart
+from agent.domain.artifacts import FileData, FileEnd, FilePart, FileStart, StoredObject
 from agent.domain.errors import AgentError
 from agent.domain.paths import safe_components, write_all
 from agent.pipeline.events import FileStored, Transfer
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 # Maximum number of files in one upload.
 MAX_FILES = 100_000
+# Maximum number of characters of the name of an object.
+MAX_URI = 4096
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Error numbers for a path that is well formed but that the file system does not accept.
@@ -119,23 +122,27 @@ class ActionFolder:
 class Upload:
     """One upload call, from its header until `finish` or `abandon`. Files arrive in a staging folder of the upload.
 
+    The names of objects must begin with `object_names`.
     `start` is the file that is being received, None between two files. `complete`: the end of the upload has arrived.
     """
 
-    def __init__(self, folder: Path, action: str, *, durable: bool) -> None:
+    def __init__(self, folder: Path, action: str, *, durable: bool, object_names: str = "") -> None:
         self.folder = folder
         self.action = action
         self.durable = durable
+        self.object_names = object_names
         folder.mkdir(parents=True, exist_ok=True)
         self.staging = Path(tempfile.mkdtemp(prefix=".upload-", dir=folder))
         self.files: list[FileStored] = []
         self.paths: set[bytes] = set()
         self.complete = False
+        self.began = time.monotonic()
         self.received_bytes = 0
         self.start: FileStart | None = None
         self.handle = -1
         self.digest = hashlib.sha256()
         self.file_bytes = 0
+        self.uri = ""
 
     def feed(self, parts: Iterable[FilePart | UploadEnd | None]) -> None:
         """Process the next parts of the upload in order. None is a part of an unknown kind and is ignored.
@@ -153,6 +160,8 @@ class Upload:
                     self.start_file(part)
                 case FileData():
                     self.write_data(part.data)
+                case StoredObject():
+                    self.note_object(part.uri)
                 case FileEnd():
                     self.finish_file(part.sha256)
                 case UploadEnd():
@@ -172,12 +181,14 @@ class Upload:
         self.start = start
         self.digest = hashlib.sha256()
         self.file_bytes = 0
+        self.uri = ""
 
     def transfer(self) -> Transfer:
         """Return the progress of the upload."""
         start = self.start
         path, size = (start.path, start.size) if start else (b"", 0)
-        return Transfer(len(self.files), self.received_bytes, path, self.file_bytes if start else 0, size)
+        done, seconds = self.file_bytes if start else 0, time.monotonic() - self.began
+        return Transfer(len(self.files), self.received_bytes, path, done, size, seconds)
 
     def staging_path(self, number: int) -> str:
         """Return the path of file number `number` of this upload in the staging folder."""
@@ -194,20 +205,31 @@ class Upload:
         self.digest.update(data)
         write_all(self.handle, data)
 
+    def note_object(self, uri: str) -> None:
+        """Keep the name of the file that is being received. Its content is in an object store."""
+        if self.start is None or self.file_bytes or self.uri or not 0 < len(uri) <= MAX_URI:
+            raise UploadRefused("the name of an object without a file, or a name that is too long")
+        if not uri.startswith(self.object_names):
+            raise UploadRefused(f"{uri[:200]!r} is not the name of an object that this attempt has put")
+        self.uri = uri
+
     def finish_file(self, sha256: bytes) -> None:
         """Check size and SHA-256 of the file that is being received, and close it."""
         start = self.start
         if start is None:
             raise UploadRefused("a file end without a file start")
-        if self.file_bytes != start.size:
+        if self.uri:
+            # No process has checked the hash, which the pod has computed. A pod that reads the object checks it.
+            self.received_bytes += start.size
+        elif self.file_bytes != start.size:
             raise UploadRefused(f"{start.path!r} has {self.file_bytes} bytes instead of {start.size}")
-        if self.digest.digest() != sha256:
+        elif self.digest.digest() != sha256:
             raise UploadRefused(f"the sha256 of {start.path!r} is wrong")
         os.close(self.handle)
         self.handle = -1
         self.start = None
         self.paths.add(start.path)
-        self.files.append(FileStored(start.path, start.size, sha256))
+        self.files.append(FileStored(start.path, start.size, sha256, start.mode & 0o777, self.uri))
 
     def check_end(self, end: UploadEnd) -> None:
         """Compare the number of files and bytes that the agent has sent with the received files."""
@@ -229,11 +251,15 @@ class Upload:
         if not self.complete:
             raise UploadRefused("the end of the upload is missing")
         with ActionFolder(self.folder, self.action) as folder:
+            names = {each.path for each in self.files if not each.uri}
             for old in previous:
-                if old.path not in self.paths:
+                if old.path not in names:
                     folder.remove(old.path)
             for number, file in enumerate(self.files):
-                folder.move_in(self.staging_path(number), file.path)
+                if file.uri:
+                    os.unlink(self.staging_path(number))
+                else:
+                    folder.move_in(self.staging_path(number), file.path)
         self.staging.rmdir()
         if self.durable:
             # One sync of the whole disk is enough. An fsync of each of thousands of small files would take minutes.

@@ -50,7 +50,7 @@ class Retry:
 def read_condition(value: Value, has_needs: bool) -> Condition:
     condition = Condition(value.choice(each.value for each in Condition))
     if condition is not Condition.SUCCESS and not has_needs:
-        value.refuse("must be success, because the action has no `needs`")
+        value.refuse("must be success, because the action has neither `needs` nor `inputs`")
     return condition
 
 

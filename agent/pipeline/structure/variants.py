@@ -18,6 +18,7 @@ from itertools import islice, product
 from typing import TYPE_CHECKING
 
 from agent.pipeline.action_keys import check_variable
+from agent.pipeline.inputs import check_inputs
 from agent.pipeline.yaml_document import suggestion
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from agent.pipeline.yaml_document import Value
 
 # Keys in which `${NAME}` stands for a value of the matrix.
-SUBSTITUTED = ("configuration", "class", "resources", "timeout", "repo", "artifacts", "services")
+SUBSTITUTED = ("configuration", "class", "resources", "timeout", "repo", "artifacts", "services", "inputs")
 # Maximum number of combinations of one action.
 MAX_VARIANTS = 100
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
@@ -71,23 +72,34 @@ def resolve_needs(
 ) -> tuple[PipelineAction, ...]:
     """Return all actions. A need that names an action with a matrix stands for all its variants.
 
-    Refuse needs that name no action, that repeat a name, or that form a circle.
+    The actions of inputs become needs. Refuse needs that name no action, that repeat a name, or that form a circle.
     """
-    groups: dict[str, tuple[str, ...]] = {
-        action.name: (action.name,) for group in variants.values() for action in group
-    }
-    groups |= {name: tuple(action.name for action in group) for name, group in variants.items()}
+    groups: dict[str, list[PipelineAction]] = {each.name: [each] for group in variants.values() for each in group}
+    groups |= {name: list(group) for name, group in variants.items()}
     actions = []
     for entry, group in variants.items():
         if group and group[0].needs:
             check_needs(values[entry].mapping("an action")["needs"], group[0].needs, list(groups))
         for action in group:
-            needs = [name for need in action.needs for name in groups.get(need, ())]
-            actions.append(replace(action, needs=tuple(dict.fromkeys(needs)), entry=entry))
+            if action.inputs:
+                check_inputs(values[entry].mapping("an action")["inputs"], action.inputs, groups)
+            actions.append(replace(with_needs(action, groups), entry=entry))
     if circle := find_circle(actions):
         entry = next(name for name, group in variants.items() if circle[0] in (each.name for each in group))
-        values[entry].mapping("an action")["needs"].refuse(f"the needs form a circle: {' -> '.join(circle)}")
+        keys = values[entry].mapping("an action")
+        where = keys["needs"] if "needs" in keys else keys["inputs"]
+        where.refuse(f"the needs form a circle: {' -> '.join(circle)}")
     return tuple(actions)
+
+
+def with_needs(action: PipelineAction, groups: Mapping[str, Sequence[PipelineAction]]) -> PipelineAction:
+    """Return an action whose needs and inputs name variants. The actions of inputs become needs."""
+    inputs = tuple(
+        replace(rule, source=source.name) for rule in action.inputs for source in groups.get(rule.source, ())
+    )
+    needed = (each.name for name in action.needs for each in groups.get(name, ()))
+    needs = dict.fromkeys((*needed, *(rule.source for rule in inputs)))
+    return replace(action, needs=tuple(needs), inputs=inputs)
 
 
 def check_needs(value: Value, needs: Sequence[str], names: Sequence[str]) -> None:

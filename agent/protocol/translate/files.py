@@ -27,6 +27,8 @@ def part_message(part: artifacts.FilePart | UploadEnd) -> wire.ArtifactPart:
             return wire.ArtifactPart(file=wire.FileStart(path=part.path, mode=part.mode, size=part.size))
         case artifacts.FileData():
             return wire.ArtifactPart(data=part.data)
+        case artifacts.StoredObject():
+            return wire.ArtifactPart(stored=wire.StoredFile(uri=part.uri, etag=part.etag))
         case artifacts.FileEnd():
             return wire.ArtifactPart(file_end=wire.FileEnd(sha256=part.sha256))
         case UploadEnd():
@@ -40,6 +42,8 @@ def part(message: wire.ArtifactPart) -> artifacts.FilePart | UploadEnd | None:
             return artifacts.FileStart(message.file.path, message.file.mode, message.file.size)
         case "data":
             return artifacts.FileData(message.data)
+        case "stored":
+            return artifacts.StoredObject(message.stored.uri, message.stored.etag)
         case "file_end":
             return artifacts.FileEnd(message.file_end.sha256)
         case "end":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from agent.domain import actions as domain
 from agent.domain import session_state
+from agent.domain.artifacts import MAX_INPUT_FILES, MAX_INPUTS, Input, InputFile
+from agent.domain.paths import safe_components
 from agent.protocol.translate.fields import (
     MAX_DURATION,
     MAX_GRACE,
@@ -20,6 +22,9 @@ from agent.protocol.translate.fields import (
 )
 from agent.protocol.translate.services import resources, resources_message, service, service_message
 from agent.protocol.wire import agent_pb2 as wire
+
+# Number of bytes of a SHA-256 digest.
+SHA256_BYTES = 32
 
 # ---- functions for the agent, which reads requests
 
@@ -54,7 +59,43 @@ def action(message: wire.Action) -> domain.Action:
         pipefail=message.shell.pipefail if message.shell.HasField("pipefail") else None,
         services=tuple(service(each, number) for number, each in enumerate(message.services, 1)),
         environment_class=message.environment_class,
+        inputs=inputs(message),
     )
+
+
+def inputs(message: wire.Action) -> tuple[Input, ...]:
+    """Return the inputs of an action.
+
+    Raises:
+        ActionFailed: there are too many, or a path leaves the workspace.
+    """
+    files = sum(len(each.files) for each in message.inputs)
+    if len(message.inputs) > MAX_INPUTS:
+        invalid("inputs", f"a list of {len(message.inputs)}", f"at most {MAX_INPUTS}")
+    if files > MAX_INPUT_FILES:
+        invalid("inputs", f"a list of {files} files in all", f"at most {MAX_INPUT_FILES}")
+    return tuple(input_of(f"inputs[{number}]", each) for number, each in enumerate(message.inputs, 1))
+
+
+def input_of(field: str, message: wire.Input) -> Input:
+    source = getattr(message, "from")  # `from` is a keyword of Python
+    if message.to:
+        check_path(f"{field}.to", message.to.encode())
+    files = tuple(InputFile(each.path, each.mode & 0o777, each.size, each.sha256, each.uri) for each in message.files)
+    found = Input(source, message.to, files, message.optional)
+    for file in files:
+        check_path(f"{field}.files.path", found.target(file))
+        if len(file.sha256) != SHA256_BYTES:
+            invalid(f"{field}.files.sha256", f"a value of {len(file.sha256)} bytes", f"{SHA256_BYTES} bytes")
+    return found
+
+
+def check_path(field: str, path: bytes) -> None:
+    """Refuse a path that leaves the workspace."""
+    try:
+        safe_components(path)
+    except ValueError:
+        invalid(field, repr(path[:200]), "a relative path without empty parts, '.' and '..'")
 
 
 def repository(message: wire.Repository) -> domain.Repository:
@@ -126,6 +167,7 @@ def action_message(value: domain.Action) -> wire.Action:
         shell=wire.Shell(pipefail=value.pipefail) if value.pipefail is not None else None,
         services=[service_message(each) for each in value.services],
         environment_class=value.environment_class,
+        inputs=[input_message(each) for each in value.inputs],
     )
     if (source := value.repository) is not None:
         message.repository.CopyFrom(
@@ -138,6 +180,16 @@ def action_message(value: domain.Action) -> wire.Action:
                 lfs=source.lfs,
             )
         )
+    return message
+
+
+def input_message(value: Input) -> wire.Input:
+    files = (
+        wire.InputFile(path=each.path, mode=each.mode, size=each.size, sha256=each.sha256, uri=each.uri)
+        for each in value.files
+    )
+    message = wire.Input(to=value.to, files=files, optional=value.optional)
+    setattr(message, "from", human_text(value.source))
     return message
 
 

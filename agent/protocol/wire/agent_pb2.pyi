@@ -169,6 +169,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """the commands succeeded, but the files could not be collected"""
     SERVICE_FAILED: _Reason.ValueType  # 9
     """a service did not become ready, or ended too early"""
+    INPUT_MISSING: _Reason.ValueType  # 10
+    """a file of another action that this action needs is not stored"""
     UNSCHEDULABLE: _Reason.ValueType  # 32
     """no node for the pod was found in time"""
     EVICTED: _Reason.ValueType  # 33
@@ -185,6 +187,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """the API server did not answer in time or refused a request"""
     INTERNAL: _Reason.ValueType  # 39
     """an error of the agent"""
+    OBJECT_STORE_UNAVAILABLE: _Reason.ValueType  # 40
+    """the object store did not answer in time or refused a request"""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why an attempt did not succeed. Numbers below 32 are the user's reasons: the action must change. Numbers from 32 on
@@ -211,6 +215,8 @@ ARTIFACTS_FAILED: Reason.ValueType  # 8
 """the commands succeeded, but the files could not be collected"""
 SERVICE_FAILED: Reason.ValueType  # 9
 """a service did not become ready, or ended too early"""
+INPUT_MISSING: Reason.ValueType  # 10
+"""a file of another action that this action needs is not stored"""
 UNSCHEDULABLE: Reason.ValueType  # 32
 """no node for the pod was found in time"""
 EVICTED: Reason.ValueType  # 33
@@ -227,7 +233,31 @@ CLUSTER_UNAVAILABLE: Reason.ValueType  # 38
 """the API server did not answer in time or refused a request"""
 INTERNAL: Reason.ValueType  # 39
 """an error of the agent"""
+OBJECT_STORE_UNAVAILABLE: Reason.ValueType  # 40
+"""the object store did not answer in time or refused a request"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
+
+class _Purpose:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Purpose.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PURPOSE_UNSPECIFIED: _Purpose.ValueType  # 0
+    ARTIFACT: _Purpose.ValueType  # 1
+    """put a file of the session"""
+    INPUT: _Purpose.ValueType  # 2
+    """get a file of one of the session's inputs"""
+
+class Purpose(_Purpose, metaclass=_PurposeEnumTypeWrapper):
+    """What GrantRequest and CompleteRequest want with an object."""
+
+PURPOSE_UNSPECIFIED: Purpose.ValueType  # 0
+ARTIFACT: Purpose.ValueType  # 1
+"""put a file of the session"""
+INPUT: Purpose.ValueType  # 2
+"""get a file of one of the session's inputs"""
+Global___Purpose: _TypeAlias = Purpose  # noqa: Y015
 
 @_typing.final
 class AgentMessage(_message.Message):
@@ -1183,6 +1213,7 @@ class Action(_message.Message):
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     SERVICES_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
     SHELL_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_CLASS_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
@@ -1231,6 +1262,10 @@ class Action(_message.Message):
         """feature `services`; the commands start when all services are ready"""
 
     @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Input]:
+        """files of other actions for the workspace, before the first command (feature `inputs`)"""
+
+    @_builtins.property
     def shell(self) -> Global___Shell:
         """unset: the agent's settings"""
 
@@ -1251,12 +1286,13 @@ class Action(_message.Message):
         artifacts: Global___ArtifactRules | None = ...,
         traceparent: _builtins.str = ...,
         services: _abc.Iterable[Global___Service] | None = ...,
+        inputs: _abc.Iterable[Global___Input] | None = ...,
         shell: Global___Shell | None = ...,
         environment_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "repository", b"repository", "resources", b"resources", "shell", b"shell", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "commands", b"commands", "env", b"env", "environment_class", b"environment_class", "image", b"image", "name", b"name", "repository", b"repository", "resources", b"resources", "secrets", b"secrets", "services", b"services", "shell", b"shell", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "commands", b"commands", "env", b"env", "environment_class", b"environment_class", "image", b"image", "inputs", b"inputs", "name", b"name", "repository", b"repository", "resources", b"resources", "secrets", b"secrets", "services", b"services", "shell", b"shell", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1523,6 +1559,78 @@ class Repository(_message.Message):
 Global___Repository: _TypeAlias = Repository  # noqa: Y015
 
 @_typing.final
+class Input(_message.Message):
+    """Files that the scheduler has stored from another action. Part of Action. The agent copies them into the workspace
+    after the clone and before the first command. They are no artifacts of this action, unless its rules name their paths.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    OPTIONAL_FIELD_NUMBER: _builtins.int
+    to: _builtins.str
+    """folder in the workspace, relative and without ".."; empty: the workspace"""
+    optional: _builtins.bool
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputFile]:
+        """an input without files fails the attempt with INPUT_MISSING, unless it is optional"""
+
+    def __init__(
+        self,
+        *,
+        to: _builtins.str = ...,
+        files: _abc.Iterable[Global___InputFile] | None = ...,
+        optional: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "from", b"from", "optional", b"optional", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Input: _TypeAlias = Input  # noqa: Y015
+
+@_typing.final
+class InputFile(_message.Message):
+    """A file of an input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    path: _builtins.bytes
+    """relative to Input.to, without "..", as on the disk, so not necessarily UTF-8"""
+    mode: _builtins.int
+    """permission bits"""
+    size: _builtins.int
+    """number of bytes"""
+    sha256: _builtins.bytes
+    """the agent runs no command if the bytes that arrive have another hash"""
+    uri: _builtins.str
+    """as in StoredFile; an agent that uses this store reads the file there; empty: the scheduler has it"""
+    def __init__(
+        self,
+        *,
+        path: _builtins.bytes = ...,
+        mode: _builtins.int = ...,
+        size: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+        uri: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "path", b"path", "sha256", b"sha256", "size", b"size", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InputFile: _TypeAlias = InputFile  # noqa: Y015
+
+@_typing.final
 class Resources(_message.Message):
     """Resources of a container, as Kubernetes quantities ("500m", "1Gi"). Part of Action, for the commands, and of Service.
     Empty: the default of the agent's policy for commands, or of its settings for services.
@@ -1765,7 +1873,8 @@ class Resume(_message.Message):
     @_builtins.property
     def action(self) -> Global___Action:
         """The whole action, for an adopting agent. The agent begins the action if its former agent was lost before the first
-        command in a warm pod. Unset: the attempt then ends with INTERNAL.
+        command in a warm pod, and copies the inputs again if no command has started. Unset: the attempt then ends with
+        INTERNAL.
         """
 
     @_builtins.property
@@ -1862,8 +1971,9 @@ Global___Drain: _TypeAlias = Drain  # noqa: Y015
 class ArtifactChunk(_message.Message):
     """---------------------------------------------------------------------------------------------------------- files
 
-    Sent by the agent in a call of UploadArtifacts. The first chunk has the `header`. For each file follow a part `file`,
-    parts `data` in order, and a part `file_end`. The last part of the call is `end`. A chunk may hold many small files.
+    Sent by the agent in a call of UploadArtifacts, and by the scheduler in a call of FetchInput. In UploadArtifacts the
+    first chunk has the `header`. For each file follow a part `file`, parts `data` in order, and a part `file_end`. The
+    last part of the call is `end`. A chunk may hold many small files.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1922,8 +2032,43 @@ class UploadHeader(_message.Message):
 Global___UploadHeader: _TypeAlias = UploadHeader  # noqa: Y015
 
 @_typing.final
+class FetchInputRequest(_message.Message):
+    """The input whose files the agent wants. Sent by the agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    attempt: _builtins.int
+    claim: _builtins.int
+    agent_id: _builtins.str
+    """as in Register"""
+    input: _builtins.int
+    """position in Action.inputs, from 1"""
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        claim: _builtins.int = ...,
+        agent_id: _builtins.str = ...,
+        input: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "agent_id", b"agent_id", "attempt", b"attempt", "claim", b"claim", "input", b"input"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchInputRequest: _TypeAlias = FetchInputRequest  # noqa: Y015
+
+@_typing.final
 class ArtifactPart(_message.Message):
-    """One step of an upload."""
+    """One step of an upload or of an input."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1931,6 +2076,7 @@ class ArtifactPart(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     FILE_END_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """the next bytes of the current file"""
     @_builtins.property
@@ -1939,6 +2085,10 @@ class ArtifactPart(_message.Message):
     def file_end(self) -> Global___FileEnd: ...
     @_builtins.property
     def end(self) -> Global___UploadEnd: ...
+    @_builtins.property
+    def stored(self) -> Global___StoredFile:
+        """in place of `data`: the file is in an object store"""
+
     def __init__(
         self,
         *,
@@ -1946,16 +2096,330 @@ class ArtifactPart(_message.Message):
         data: _builtins.bytes = ...,
         file_end: Global___FileEnd | None = ...,
         end: Global___UploadEnd | None = ...,
+        stored: Global___StoredFile | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "file", b"file", "file_end", b"file_end", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "file", b"file", "file_end", b"file_end", "part", b"part", "stored", b"stored"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "file", b"file", "file_end", b"file_end", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "file", b"file", "file_end", b"file_end", "part", b"part", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["file", "data", "file_end", "end"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["file", "data", "file_end", "end", "stored"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___ArtifactPart: _TypeAlias = ArtifactPart  # noqa: Y015
+
+@_typing.final
+class StoredFile(_message.Message):
+    """The content of a file that a pod has put into an object store. Sent by the agent between FileStart and FileEnd, only
+    to a scheduler with the feature `objects`. The scheduler keeps the reference with the file. The agent never deletes an
+    object.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """"s3://<bucket>/<name>", percent-encoded"""
+    etag: _builtins.str
+    """as the store returned it"""
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredFile: _TypeAlias = StoredFile  # noqa: Y015
+
+@_typing.final
+class GrantRequest(_message.Message):
+    """Objects that the pod of a session wants to put or get. Sent by the agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    attempt: _builtins.int
+    claim: _builtins.int
+    agent_id: _builtins.str
+    """as in Register"""
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___WantedObject]:
+        """at most 30"""
+
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        claim: _builtins.int = ...,
+        agent_id: _builtins.str = ...,
+        objects: _abc.Iterable[Global___WantedObject] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "agent_id", b"agent_id", "attempt", b"attempt", "claim", b"claim", "objects", b"objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantRequest: _TypeAlias = GrantRequest  # noqa: Y015
+
+@_typing.final
+class WantedObject(_message.Message):
+    """One object of a GrantRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    PART_SHA256_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    purpose: Global___Purpose.ValueType
+    path: _builtins.bytes
+    """ARTIFACT: as in FileStart"""
+    size: _builtins.int
+    """ARTIFACT: number of bytes"""
+    sha256: _builtins.bytes
+    """ARTIFACT: of the file; a signed header, so that the store refuses other bytes"""
+    upload: _builtins.str
+    """ARTIFACT: the upload of an earlier grant of this file, empty: a new one"""
+    uri: _builtins.str
+    """INPUT: as in InputFile"""
+    @_builtins.property
+    def part_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """ARTIFACT: sha256 of each part; one part: the object is put whole"""
+
+    def __init__(
+        self,
+        *,
+        purpose: Global___Purpose.ValueType = ...,
+        path: _builtins.bytes = ...,
+        size: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+        part_sha256: _abc.Iterable[_builtins.bytes] | None = ...,
+        upload: _builtins.str = ...,
+        uri: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part_sha256", b"part_sha256", "path", b"path", "purpose", b"purpose", "sha256", b"sha256", "size", b"size", "upload", b"upload", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WantedObject: _TypeAlias = WantedObject  # noqa: Y015
+
+@_typing.final
+class GrantReply(_message.Message):
+    """Sent by the scheduler."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectGrant]:
+        """in the order of the request"""
+
+    def __init__(
+        self,
+        *,
+        grants: _abc.Iterable[Global___ObjectGrant] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grants", b"grants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantReply: _TypeAlias = GrantReply  # noqa: Y015
+
+@_typing.final
+class ObjectGrant(_message.Message):
+    """The requests with which the pod puts or gets one object."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    upload: _builtins.str
+    """the store's id of an upload in parts, empty: the object is put whole"""
+    uri: _builtins.str
+    """name of the object: "s3://<bucket>/<name>" """
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedRequest]:
+        """one for each part"""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___SignedRequest] | None = ...,
+        upload: _builtins.str = ...,
+        uri: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests", "upload", b"upload", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObjectGrant: _TypeAlias = ObjectGrant  # noqa: Y015
+
+@_typing.final
+class SignedRequest(_message.Message):
+    """One HTTP request that the store accepts for some minutes. The pod sends the headers as they are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class HeadersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    URL_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    @_builtins.property
+    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignedRequest: _TypeAlias = SignedRequest  # noqa: Y015
+
+@_typing.final
+class CompleteRequest(_message.Message):
+    """Objects in parts whose parts are all stored, or that are given up. Sent by the agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    attempt: _builtins.int
+    claim: _builtins.int
+    agent_id: _builtins.str
+    """as in Register"""
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompletedObject]:
+        """at most 30"""
+
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        claim: _builtins.int = ...,
+        agent_id: _builtins.str = ...,
+        objects: _abc.Iterable[Global___CompletedObject] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "agent_id", b"agent_id", "attempt", b"attempt", "claim", b"claim", "objects", b"objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteRequest: _TypeAlias = CompleteRequest  # noqa: Y015
+
+@_typing.final
+class CompletedObject(_message.Message):
+    """One object of a CompleteRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    PART_SHA256_FIELD_NUMBER: _builtins.int
+    ETAGS_FIELD_NUMBER: _builtins.int
+    path: _builtins.bytes
+    """as in WantedObject"""
+    upload: _builtins.str
+    """as in ObjectGrant"""
+    @_builtins.property
+    def part_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """as in WantedObject"""
+
+    @_builtins.property
+    def etags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of each part, as the store returned it; empty: abort the upload"""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.bytes = ...,
+        upload: _builtins.str = ...,
+        part_sha256: _abc.Iterable[_builtins.bytes] | None = ...,
+        etags: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etags", b"etags", "part_sha256", b"part_sha256", "path", b"path", "upload", b"upload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletedObject: _TypeAlias = CompletedObject  # noqa: Y015
+
+@_typing.final
+class CompleteReply(_message.Message):
+    """Sent by the scheduler."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ETAGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def etags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of each object in the order of the request; empty for an aborted one"""
+
+    def __init__(
+        self,
+        *,
+        etags: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etags", b"etags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteReply: _TypeAlias = CompleteReply  # noqa: Y015
 
 @_typing.final
 class FileStart(_message.Message):
@@ -1968,7 +2432,7 @@ class FileStart(_message.Message):
     SIZE_FIELD_NUMBER: _builtins.int
     path: _builtins.bytes
     """Relative to the workspace, without "..", as on the disk, so not necessarily UTF-8. A scheduler refuses other paths,
-    because an agent may be compromised.
+    because an agent may be compromised. In FetchInput as in InputFile.
     """
     mode: _builtins.int
     """permission bits"""
@@ -1991,8 +2455,8 @@ Global___FileStart: _TypeAlias = FileStart  # noqa: Y015
 
 @_typing.final
 class FileEnd(_message.Message):
-    """The current file is complete. If the hash differs, the scheduler discards the file, and refuses the call or does not
-    count the file in the receipt.
+    """The current file is complete. If the hash differs, the receiver discards the file. A scheduler then refuses the call
+    or does not count the file in the receipt. An agent then ends the attempt.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

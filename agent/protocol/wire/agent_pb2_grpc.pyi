@@ -122,6 +122,24 @@ class SchedulerStub:
     is wanted, no call and no event `artifacts` come. A call of a lower claim or of an attempt that has ended is refused
     with FAILED_PRECONDITION, a call that breaks the contract with INVALID_ARGUMENT.
     """
+    FetchInput: _grpc.UnaryStreamMultiCallable[_agent_pb2.FetchInputRequest, _agent_pb2.ArtifactChunk]
+    """Returns the files of one input of a session, in the order of Input.files. The agent calls it before the commands
+    run. The chunks have the form of UploadArtifacts, without `header`, and end with `end`.
+
+    The call may be repeated: after a broken connection, and by an adopting agent.
+      NOT_FOUND            a file is no longer stored; the agent ends the attempt with INPUT_MISSING and the details
+      FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
+    """
+    GrantObjects: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GrantRequest, _agent_pb2.GrantReply]
+    """Returns signed URLs with which the pod of a session puts or gets objects of an object store. Only an agent without
+    credentials for the store calls it (setting `objects.issuer: scheduler`), and only at a scheduler with the feature
+    `objects`. The scheduler chooses the names of objects that are put, and a later claim gets other names. A session
+    gets only the objects of its own inputs. The call may be repeated.
+      FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
+      UNAVAILABLE          the store does not answer; the agent repeats the copy
+    """
+    CompleteObjects: _grpc.UnaryUnaryMultiCallable[_agent_pb2.CompleteRequest, _agent_pb2.CompleteReply]
+    """Completes or aborts objects that are put in parts. The statuses are those of GrantObjects."""
 
 @_typing.type_check_only
 class SchedulerAsyncStub(SchedulerStub):
@@ -146,6 +164,24 @@ class SchedulerAsyncStub(SchedulerStub):
     is wanted, no call and no event `artifacts` come. A call of a lower claim or of an attempt that has ended is refused
     with FAILED_PRECONDITION, a call that breaks the contract with INVALID_ARGUMENT.
     """
+    FetchInput: _aio.UnaryStreamMultiCallable[_agent_pb2.FetchInputRequest, _agent_pb2.ArtifactChunk]  # type: ignore[assignment]
+    """Returns the files of one input of a session, in the order of Input.files. The agent calls it before the commands
+    run. The chunks have the form of UploadArtifacts, without `header`, and end with `end`.
+
+    The call may be repeated: after a broken connection, and by an adopting agent.
+      NOT_FOUND            a file is no longer stored; the agent ends the attempt with INPUT_MISSING and the details
+      FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
+    """
+    GrantObjects: _aio.UnaryUnaryMultiCallable[_agent_pb2.GrantRequest, _agent_pb2.GrantReply]  # type: ignore[assignment]
+    """Returns signed URLs with which the pod of a session puts or gets objects of an object store. Only an agent without
+    credentials for the store calls it (setting `objects.issuer: scheduler`), and only at a scheduler with the feature
+    `objects`. The scheduler chooses the names of objects that are put, and a later claim gets other names. A session
+    gets only the objects of its own inputs. The call may be repeated.
+      FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
+      UNAVAILABLE          the store does not answer; the agent repeats the copy
+    """
+    CompleteObjects: _aio.UnaryUnaryMultiCallable[_agent_pb2.CompleteRequest, _agent_pb2.CompleteReply]  # type: ignore[assignment]
+    """Completes or aborts objects that are put in parts. The statuses are those of GrantObjects."""
 
 class SchedulerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -179,5 +215,41 @@ class SchedulerServicer(metaclass=_abc_1.ABCMeta):
         is wanted, no call and no event `artifacts` come. A call of a lower claim or of an attempt that has ended is refused
         with FAILED_PRECONDITION, a call that breaks the contract with INVALID_ARGUMENT.
         """
+
+    @_abc_1.abstractmethod
+    def FetchInput(
+        self,
+        request: _agent_pb2.FetchInputRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.ArtifactChunk], _abc.AsyncIterator[_agent_pb2.ArtifactChunk]]:
+        """Returns the files of one input of a session, in the order of Input.files. The agent calls it before the commands
+        run. The chunks have the form of UploadArtifacts, without `header`, and end with `end`.
+
+        The call may be repeated: after a broken connection, and by an adopting agent.
+          NOT_FOUND            a file is no longer stored; the agent ends the attempt with INPUT_MISSING and the details
+          FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
+        """
+
+    @_abc_1.abstractmethod
+    def GrantObjects(
+        self,
+        request: _agent_pb2.GrantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.GrantReply, _abc.Awaitable[_agent_pb2.GrantReply]]:
+        """Returns signed URLs with which the pod of a session puts or gets objects of an object store. Only an agent without
+        credentials for the store calls it (setting `objects.issuer: scheduler`), and only at a scheduler with the feature
+        `objects`. The scheduler chooses the names of objects that are put, and a later claim gets other names. A session
+        gets only the objects of its own inputs. The call may be repeated.
+          FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
+          UNAVAILABLE          the store does not answer; the agent repeats the copy
+        """
+
+    @_abc_1.abstractmethod
+    def CompleteObjects(
+        self,
+        request: _agent_pb2.CompleteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.CompleteReply, _abc.Awaitable[_agent_pb2.CompleteReply]]:
+        """Completes or aborts objects that are put in parts. The statuses are those of GrantObjects."""
 
 def add_SchedulerServicer_to_server(servicer: SchedulerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,7 +24,7 @@ from agent.scheduler.classic.timings import DEFAULT_TIMINGS
 from agent.scheduler.classic.wire import actions_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from agent.domain.actions import Action, Key
     from agent.domain.artifacts import FilePart
@@ -131,6 +131,19 @@ class Call:
         if self.files is None:
             raise SchedulerError("this agent keeps no files")
         await self.files.keep(self.key, parts)
+
+    @property
+    def stores_references(self) -> bool:
+        """Return False, because a classic scheduler stores no files."""
+        return False
+
+    def fetch(self, number: int) -> AsyncGenerator[FilePart, None]:
+        """Refuse, because a classic scheduler sends no inputs.
+
+        Raises:
+            SchedulerError: always.
+        """
+        raise SchedulerError(f"a classic scheduler has no input {number}")
 
     def restart(self, seq: int) -> None:
         """Do nothing, because a classic scheduler never asks for events again."""

@@ -26,7 +26,7 @@ from agent.domain.session_state import SessionState
 from agent.scheduler.stream.session_outbox import SessionOutbox
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 
     from agent.domain.actions import Key
     from agent.domain.artifacts import FilePart
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from agent.telemetry.metrics import Metrics
 
     Uploader = Callable[[Key, AsyncIterator[FilePart]], Coroutine[object, object, None]]
+    Fetcher = Callable[[Key, int], AsyncGenerator[FilePart, None]]
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +57,7 @@ class Outbox:
     `restart`, the session stays paused. If the agent only reports why an action got no session, `on_state_loss` returns
     False. The outbox then gives the kept events new numbers, and puts a notice about the lost events before them.
 
+    `stores_references`: the scheduler of the last registration stores files of an object store by their names.
     `ignored` counts, by kind, the messages of the scheduler that fit no event or session.
     """
 
@@ -76,6 +78,8 @@ class Outbox:
         self.ignored: Counter[str] = Counter()
         self.on_state_loss = on_state_loss
         self.uploader: Uploader | None = None
+        self.fetcher: Fetcher | None = None
+        self.stores_references = False
         self.session_outboxes: dict[tuple[str, int], SessionOutbox] = {}
         self.turns: deque[SessionOutbox] = deque()
 
@@ -161,6 +165,16 @@ class Outbox:
         if self.uploader is None:
             raise SchedulerError("there is no connection to send files over")
         await self.uploader(key, parts)
+
+    def fetch(self, key: Key, number: int) -> AsyncGenerator[FilePart, None]:
+        """Yield the parts of the files of a session's input, in a gRPC call of its own.
+
+        Raises:
+            SchedulerError: no connection exists, or the call broke.
+        """
+        if self.fetcher is None:
+            raise SchedulerError("there is no connection to receive files over")
+        return self.fetcher(key, number)
 
     # ---- methods that the writer of the stream calls
 

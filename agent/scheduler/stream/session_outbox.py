@@ -16,7 +16,7 @@ from agent.domain.events import LogChunk
 from agent.domain.session_state import SessionState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from agent.domain.actions import Key
     from agent.domain.artifacts import FilePart
@@ -34,6 +34,7 @@ class SharedOutbox(Protocol):
 
     window: int
     metrics: Metrics
+    stores_references: bool
 
     def schedule(self, session: SessionOutbox) -> None: ...
 
@@ -50,6 +51,8 @@ class SharedOutbox(Protocol):
     def stop_waiting_for_room(self, session: SessionOutbox) -> None: ...
 
     async def upload(self, key: Key, parts: AsyncIterator[FilePart]) -> None: ...
+
+    def fetch(self, key: Key, number: int) -> AsyncGenerator[FilePart, None]: ...
 
 
 @dataclass(slots=True)
@@ -153,6 +156,20 @@ class SessionOutbox:
             Exception: whatever `parts` raises.
         """
         await self.outbox.upload(self.key, parts)
+
+    @property
+    def stores_references(self) -> bool:
+        """Return whether the scheduler stores files that are in an object store by their names."""
+        return self.outbox.stores_references
+
+    def fetch(self, number: int) -> AsyncGenerator[FilePart, None]:
+        """Wait for a connection and yield the parts of an input's files. The caller sets a deadline.
+
+        Raises:
+            InputMissing: the scheduler no longer stores a file.
+            SchedulerError: the call broke. The caller starts again from the first file.
+        """
+        return self.outbox.fetch(self.key, number)
 
     def restart(self, seq: int, *, keep: bool = False, notice: LogChunk | None = None) -> None:
         """Drop the kept events and number the next event `seq` + 1.

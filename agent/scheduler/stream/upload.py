@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from grpc import aio
 
-from agent.domain.artifacts import FileData, FileEnd, FileStart
+from agent.domain.artifacts import FileData, FileEnd, FileStart, StoredObject
 from agent.domain.errors import SchedulerError
 from agent.protocol.translate import UploadEnd, part_message, upload_header_message
 from agent.protocol.wire import agent_pb2 as wire
@@ -41,6 +41,7 @@ class Packer:
         self.room = MAX_DATA
         self.files = 0
         self.bytes = 0
+        self.size = 0  # of the current file
 
     def feed(self, part: FilePart) -> Iterator[wire.ArtifactChunk]:
         """Add a part and yield the chunks that are now full."""
@@ -49,6 +50,10 @@ class Packer:
             return
         if isinstance(part, FileEnd):
             self.files += 1
+        elif isinstance(part, FileStart):
+            self.size = part.size
+        elif isinstance(part, StoredObject):
+            self.bytes += self.size
         self.chunk.parts.append(part_message(part))
         self.room -= PART_OVERHEAD + (len(part.path) if isinstance(part, FileStart) else 0)
         if self.room <= 0:

@@ -134,11 +134,14 @@ def run_program_verb(
     verb: str,
     arguments: list[str],
 ) -> int | None:
-    """Print the path of helm, prometheus or a browser. Return the exit code, or None for another verb."""
+    """Print the path of helm, versitygw, prometheus or a browser. Return the exit code, or None for another verb."""
     match verb, arguments:
         case "helm", []:
             go_build.build(settings, ["helm"])
             print(go_build.binary(settings, "helm"))
+        case "versitygw", []:
+            go_build.build(settings, ["versitygw"])
+            print(go_build.binary(settings, "versitygw"))
         case "prometheus", []:
             print(debian.prometheus(settings))
         case "browser", []:

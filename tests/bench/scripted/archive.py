@@ -9,7 +9,7 @@ from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from agent.cluster.in_pod.collect_files import MANIFEST_TYPE, header, manifest_line, pad_to_block
+from agent.cluster.in_pod.files.collect_files import MANIFEST_TYPE, header, manifest_line, pad_to_block
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,6 +24,7 @@ from agent.domain.json import Object
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.protocol.wire import agent_pb2_grpc
+from tests.fakes.signs_nothing import SignsNothing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -69,7 +70,7 @@ class Peer:
         self.wake.set()
 
 
-class Scheduler(agent_pb2_grpc.SchedulerServicer):
+class Scheduler(SignsNothing):
     """A gRPC server with a queue of actions, which it sends to its agents."""
 
     def __init__(self) -> None:
@@ -165,6 +166,15 @@ class Scheduler(agent_pb2_grpc.SchedulerServicer):
             if each.startswith(b"at "):
                 self.lines += 1
                 self.latencies.append((now - int(each.split(b" ", 2)[1])) / 1e9)
+
+    async def FetchInput(  # noqa: N802 - the name is the contract's
+        self,
+        request: wire.FetchInputRequest,
+        context: Any,
+    ) -> AsyncIterator[wire.ArtifactChunk]:
+        """Refuse the call, because no action of this scheduler has inputs."""
+        raise AssertionError(f"{request.action_id} has no inputs")
+        yield wire.ArtifactChunk()
 
     async def UploadArtifacts(  # noqa: N802 - the name is the contract's
         self, request_iterator: Any, context: Any

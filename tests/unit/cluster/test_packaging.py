@@ -15,16 +15,25 @@ from types import ModuleType
 
 import pytest
 
+from agent import glob
 from agent.cluster import in_pod, packaging
-from agent.cluster.in_pod import collect_files, glob, helper, log_keeper, order, read_log, receive_tree, workspace
+from agent.cluster.in_pod import (
+    helper,
+    log_keeper,
+    order,
+    read_log,
+    workspace,
+)
+from agent.cluster.in_pod.files import collect_files, downloads, receive_inputs, receive_tree, store_client
 from agent.domain.paths import MAX_PATH_BYTES
 
-MODULES = [each.name for each in pkgutil.iter_modules(in_pod.__path__, in_pod.__name__ + ".")]
+MODULES = [each.name for each in pkgutil.walk_packages(in_pod.__path__, in_pod.__name__ + ".")] + [glob.__name__]
 # The programs that run in container `helper`, with the modules of each. The modules share one Python namespace.
 PACKED = {
     "helper": [workspace, order, log_keeper, helper],
     "collect_files": [workspace, glob, collect_files],
     "receive_tree": [workspace, receive_tree],
+    "receive_inputs": [workspace, store_client, downloads, receive_inputs],
     "read_log": [order, read_log],
 }
 OLDEST_PYTHON = (3, 9)
@@ -62,6 +71,7 @@ def defined_names(tree: ast.Module) -> list[str]:
 def test_a_program_imports_the_standard_library_and_its_own_package_only(name: str) -> None:
     imported = imported_modules(ast.parse(source(importlib.import_module(name))))
     own = {each for each in imported if each == in_pod.__name__ or each.startswith(in_pod.__name__ + ".")}
+    own |= {"agent", glob.__name__}
     assert {each.partition(".")[0] for each in imported - own} <= sys.stdlib_module_names
 
 

@@ -485,8 +485,12 @@ def test_an_action_that_has_ended_is_one_line() -> None:
 
 def test_a_file_that_is_being_copied_has_a_bar_and_a_rate() -> None:
     view = live_view(("", diamond()), ("build", Started("x")), ("build", StageChanged(Stage.ARTIFACTS)))
-    view.transfers = lambda: {"build": Transfer(1, 30_000_000, b"big.bin", 5, 10)}
-    assert picture(view)[1] == f"└── ⠋ build  artifacts 10.0 s  {'━' * 24}  1 file, 28.6 MiB  3.0 MB/s  big.bin"
+    view.transfers = lambda: {"build": Transfer(1, 30_000_000, b"big.bin", 5, 10, 5.0)}
+    bar = f"{'━' * 24}  1 file, 28.6 MiB  6.0 MB/s  big.bin"
+    assert picture(view)[1] == f"└── ⠋ build  artifacts 10.0 s  {bar}"
+    setup = live_view(("", diamond()), ("build", Started("x")), ("build", StageChanged(Stage.SETUP, "copying 1 file")))
+    setup.transfers = view.transfers
+    assert picture(setup)[1] == f"└── ⠋ build  setup 10.0 s  {bar}"
 
 
 def test_a_small_window_shows_running_actions_first() -> None:

@@ -110,13 +110,13 @@ WRONG = [
         A + "    image: i\n",
         "ci.yaml:5: actions.a.image: there is no such key, write configuration: {container: IMAGE}; allowed: "
         "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, "
-        "needs, when, matrix",
+        "needs, inputs, when, matrix",
     ),
     (
         A + "    rules: [db]\n",
         "ci.yaml:5: actions.a.rules: there is no such key, the agent has nothing like it; allowed: "
         "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, "
-        "needs, when, matrix",
+        "needs, inputs, when, matrix",
     ),
     (
         "on: push\n" + A,
@@ -134,8 +134,8 @@ WRONG = [
     (
         A.replace("commands", "command"),
         "ci.yaml:4: actions.a.command: there is no such key, did you mean 'commands'?; allowed: configuration, "
-        "commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, needs, when, "
-        "matrix",
+        "commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, needs, "
+        "inputs, when, matrix",
     ),
     (
         A.replace("container: i", "image: i"),
@@ -530,17 +530,17 @@ def test_conditions_and_retries_are_read() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ("when: failure", "when: must be success, because the action has no `needs`"),
+        ("when: failure", "when: must be success, because the action has neither `needs` nor `inputs`"),
         ("when: never", "when: must be one of success, failure, always, not 'never'"),
         ("retry: 11", "retry: must be a number of further attempts, at most 10, not '11'"),
         ("retry: {reasons: [EVICTED]}", "retry: `times` is missing: the number of further attempts"),
         (
             "retry: {times: 1, reasons: [EVICTD]}",
             "retry.reasons[1]: must be one of COMMAND_FAILED, INVALID_CONFIGURATION, IMAGE_PULL_FAILED, "
-            "REPOSITORY_FAILED, OUT_OF_MEMORY, DEADLINE_EXCEEDED, ARTIFACTS_FAILED, SERVICE_FAILED, "
+            "REPOSITORY_FAILED, OUT_OF_MEMORY, DEADLINE_EXCEEDED, ARTIFACTS_FAILED, INPUT_MISSING, SERVICE_FAILED, "
             "UNSCHEDULABLE, EVICTED, PREEMPTED, "
-            "NODE_LOST, POD_DELETED, QUOTA_EXCEEDED, CLUSTER_UNAVAILABLE, INTERNAL, not 'EVICTD', "
-            "did you mean 'EVICTED'?",
+            "NODE_LOST, POD_DELETED, QUOTA_EXCEEDED, CLUSTER_UNAVAILABLE, INTERNAL, "
+            "OBJECT_STORE_UNAVAILABLE, not 'EVICTD', did you mean 'EVICTED'?",
         ),
     ],
 )

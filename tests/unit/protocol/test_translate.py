@@ -23,7 +23,7 @@ from agent.domain.actions import (
     ServiceLog,
     When,
 )
-from agent.domain.artifacts import FileData, FileEnd, FilePart, FileStart
+from agent.domain.artifacts import FileData, FileEnd, FilePart, FileStart, Input, InputFile, StoredObject
 from agent.domain.errors import ActionFailed, Reason, Rejection, Stage
 from agent.domain.events import (
     Accepted,
@@ -77,6 +77,15 @@ ACTIONS = [
         KEY,
         "alpine",
         ("true",),
+        inputs=(
+            Input("build", "wheels", (InputFile(b"a/\xff", 0o755, 1 << 40, bytes(32), "s3://b/k"),)),
+            Input("lint", "", (), optional=True),
+        ),
+    ),
+    Action(
+        KEY,
+        "alpine",
+        ("true",),
         secrets={"TOKEN": "geheim"},
         services=(
             Service("queue", "redis:8"),
@@ -122,6 +131,7 @@ EVENTS: list[Event] = [
 PARTS: list[FilePart | translate.UploadEnd] = [
     FileStart(b"\xff/a", 0o755, 1 << 40),
     FileData(b"\x00"),
+    StoredObject("s3://b/a%20b", "etag"),
     FileEnd(bytes(32)),
     translate.UploadEnd(2, 1 << 40),
 ]

@@ -106,6 +106,7 @@ def products(kubernetes: str) -> dict[str, Product]:
         "helm": Product("helm.sh/helm/v4", "v4.3.1", {"helm": "cmd/helm"}),
         "kind": Product("sigs.k8s.io/kind", "v0.33.0", {"kind": ""}),
         "kwok": Product("sigs.k8s.io/kwok", "v0.8.0", {"kwok": "cmd/kwok"}),
+        "versitygw": Product("github.com/versity/versitygw", "v1.8.0", {"versitygw": "cmd/versitygw"}),
     }
 
 
@@ -114,7 +115,7 @@ KIND_NODE = (*NODE, "kubeadm", "kind")
 # Seconds that each product takes on 2 cores with cold caches. The times are only shown to the user.
 COLD_SECONDS = {
     "kubernetes": 283, "etcd": 18, "containerd": 43, "runc": 8, "coredns": 30, "helm": 68, "kind": 4, "kubeadm": 353,
-    "kwok": 80,
+    "kwok": 80, "versitygw": 52,
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from agent.cluster.artifacts.archive_manifest import ArchiveManifest
 from agent.cluster.artifacts.archive_reader import ArchiveEnd, ArchiveLimits, ArchiveReader, Item
 from agent.cluster.artifacts.tar_header import ArchiveError, parse_header
-from agent.cluster.in_pod.collect_files import MANIFEST_TYPE, header, pad_to_block, pax_record
+from agent.cluster.in_pod.files.collect_files import MANIFEST_TYPE, header, pad_to_block, pax_record
 from agent.domain.artifacts import FileData, FileEnd, FileStart
 from agent.domain.events import LeftOut
 

@@ -253,9 +253,10 @@ def test_commands_are_short_enough_for_a_url() -> None:
         packaging.helper_program("", ""),
         packaging.collect_files_program(),
         packaging.receive_tree_program(),
+        packaging.receive_inputs_program(),
         packaging.read_log_program(),
     ],
-    ids=["helper", "collect", "fill", "log"],
+    ids=["helper", "collect", "fill", "inputs", "log"],
 )
 def test_programs_run_on_the_oldest_supported_python(command: tuple[str, ...]) -> None:
     _, encoded, _ = command[-1].split("'")

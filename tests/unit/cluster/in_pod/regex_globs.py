@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from agent.cluster.in_pod.glob import split_glob
+from agent.glob import split_glob
 
 
 def translate(glob: str) -> str:

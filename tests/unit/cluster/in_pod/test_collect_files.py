@@ -17,7 +17,7 @@ import pytest
 
 from agent.cluster.artifacts import collect
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
-from agent.cluster.in_pod import collect_files
+from agent.cluster.in_pod.files import collect_files
 from agent.domain.actions import ArtifactRules
 from tests.unit.cluster.in_pod.places import Place
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from agent.cluster.artifacts.archive_reader import ArchiveReader
-from agent.cluster.in_pod import collect_files, workspace
+from agent.cluster.in_pod import workspace
+from agent.cluster.in_pod.files import collect_files
 from tests.unit.cluster.in_pod.places import LIMITS, Place, Received, make_specials
 
 

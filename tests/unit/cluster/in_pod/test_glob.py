@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from agent.cluster.in_pod.glob import compile_folders, compile_globs
+from agent.glob import compile_folders, compile_globs
 from tests.fakes.steps import within
 from tests.unit.cluster.in_pod.regex_globs import regexes
 

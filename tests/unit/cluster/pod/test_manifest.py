@@ -12,6 +12,7 @@ from agent.cluster.pod import action_order, labels, manifest
 from agent.cluster.pod.manifest import Plan
 from agent.cluster.pod.recreate import recreation_manifest, secret_of_older_agent
 from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources, When
+from agent.domain.artifacts import Input
 from agent.domain.json import Object
 from agent.domain.references.secret_name import checked_secret_name
 from agent.settings import Settings, settings_of_class
@@ -29,6 +30,7 @@ REPOSITORY = Repository("https://example.org/r", "main", 1, credentials="deploy"
 NO_DISK, DISK = {"ephemeral-storage": "0"}, {"ephemeral-storage": "10Gi"}
 PLAN = Plan(ACTION, "sealci-build-1", "ci", "agent-1", "0123456789abcdef", timeout=60.0)
 CLONING = replace(PLAN, action=replace(ACTION, repository=REPOSITORY))
+WITH_INPUTS = replace(PLAN, action=replace(ACTION, inputs=(Input("build", "", ()),)))
 WITHOUT_FILES = replace(PLAN, action=replace(ACTION, artifacts=ArtifactRules(when=When.NEVER)))
 
 
@@ -252,6 +254,18 @@ def test_the_deadline_is_longer_than_all_waits_of_the_agent() -> None:
     assert deadline(PLAN) == deadline(WITHOUT_FILES) + 2 * 600
     assert deadline(CLONING) == deadline(PLAN) + 600
     assert deadline(replace(PLAN, timeout=60.5)) == deadline(PLAN) + 1
+    assert deadline(WITH_INPUTS) == deadline(PLAN) + 2 * 600
+    # Files go through the scheduler if the object store does not work, after it was tried.
+    store = {"issuer": "agent", "endpoint": "https://store.example", "bucket": "b"}
+    stored = Settings.model_validate({"objects": store})
+    assert manifest.pod(PLAN, stored)["spec"]["activeDeadlineSeconds"] == deadline(PLAN) + 2 * 600
+
+
+def test_an_errand_starts_the_commands_of_an_action_with_inputs() -> None:
+    order, plain = (order_of(manifest.pod(plan, SETTINGS)) for plan in (WITH_INPUTS, PLAN))
+    assert (order["start"], order["change_owner"], order["snapshot"]) == (False, True, True)
+    assert (plain["start"], plain["change_owner"], plain["snapshot"]) == (True, False, True)
+    assert order["seconds"] == plain["seconds"] + 2 * 600
 
 
 def test_the_profiles() -> None:

@@ -177,16 +177,19 @@ async def test_the_folder_of_another_version_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / DATABASE)
     connection.execute("PRAGMA user_version = 9")
     connection.close()
-    with pytest.raises(StoreFailed, match="its tables have version 9, this program reads 2"):
+    with pytest.raises(StoreFailed, match="its tables have version 9, this program reads 3"):
         await Store(tmp_path, durable=True).open()
 
 
-async def test_the_tables_of_the_version_before_are_upgraded(tmp_path: Path) -> None:
+async def test_the_tables_of_older_versions_are_upgraded(tmp_path: Path) -> None:
     store = Store(tmp_path, durable=True)
     await begin(store)
     await store.close()
     connection = sqlite3.connect(tmp_path / DATABASE)
-    connection.executescript("ALTER TABLE actions DROP COLUMN service_cursors; PRAGMA user_version = 1;")
+    # `uri` and `mode` are columns of version 3, `service_cursors` is one of version 2.
+    drops = (("actions", "service_cursors"), ("files", "mode"), ("files", "uri"))
+    statements = "; ".join(f"ALTER TABLE {table} DROP COLUMN {column}" for table, column in drops)
+    connection.executescript(f"{statements}; PRAGMA user_version = 1;")
     connection.close()
     store = Store(tmp_path, durable=True)
     (loaded,) = await store.open()

@@ -17,13 +17,13 @@ import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
 from agent.domain.actions import When
-from agent.domain.artifacts import FileData, FileEnd
-from agent.domain.errors import ActionFailed, ClusterError, Reason, SchedulerError, Stage
+from agent.domain.artifacts import FileData, FileEnd, FileStart, StoredObject
+from agent.domain.errors import ActionFailed, ClusterError, InputMissing, Reason, SchedulerError, Stage
 from agent.domain.observations import Collected
 from agent.domain.outcome import Result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from agent.domain.actions import ArtifactRules
     from agent.domain.artifacts import FilePart
@@ -38,6 +38,8 @@ log = structlog.get_logger(__name__)
 
 # Maximum number of left-out files that the log names. The `ArtifactSummary` that the scheduler gets names more.
 MAX_NAMED = 20
+# Maximum number of tries with an object store that does not work, if the files can go through the scheduler instead.
+STORE_TRIES = 3
 
 
 def wanted(rules: ArtifactRules, outcome: Outcome) -> bool:
@@ -63,7 +65,7 @@ async def collect(session: Session, environment: Environment, end: CommandsEnd, 
     try:
         if not end.files:
             raise files_failed(session, "lost", f"the files are lost: {end.files_lost}")
-        await session.run_until_stopped(send_files(session, environment, settings.artifacts.timeout))
+        await session.run_until_stopped(send_files(session, environment, settings))
     except ActionFailed as failure:
         await session.reporter.write_log(f"[{failure.message}]")
         # If the action declared no artifacts, the loss of the pod and its files does not turn a success into a failure.
@@ -72,40 +74,82 @@ async def collect(session: Session, environment: Environment, end: CommandsEnd, 
     return replace(outcome, stage=Stage.ARTIFACTS) if succeeded else outcome
 
 
-async def send_files(session: Session, environment: Environment, seconds: float) -> None:
-    """Copy the artifacts of the session to the scheduler, and report which files were left out.
-
-    All tries together take at most `seconds`.
+async def send_files(session: Session, environment: Environment, settings: Settings) -> None:
+    """Copy the artifacts of the session into the object store or to the scheduler, and report the left-out files.
 
     Raises:
-        ActionFailed: with ARTIFACTS_FAILED. If only some declared files could not be sent, the others are stored.
+        ActionFailed: the files are not stored. If only some declared files could not be sent, the others are stored.
+    """
+    seconds, falls_back = settings.artifacts.timeout, settings.objects.fallback == "scheduler"
+    objects = environment.has_object_store and session.reporter.stores_references
+    try:
+        await copy_files(session, environment, seconds, objects=objects, tries=STORE_TRIES if falls_back else 0)
+    except ActionFailed as failure:
+        if failure.reason is not Reason.OBJECT_STORE_UNAVAILABLE or not falls_back:
+            raise
+        await session.reporter.write_log(f"[{failure.message}; the files now go through the scheduler]")
+        session.stats.fell_back()
+        await copy_files(session, environment, seconds)
+
+
+async def copy_files(
+    session: Session, environment: Environment, seconds: float, *, objects: bool = False, tries: int = 0
+) -> None:
+    """Copy the artifacts of the session, and report which files were left out.
+
+    All tries together take at most `seconds`. `objects`: the pod puts the files into the object store, in at most
+    `tries` tries.
+
+    Raises:
+        ActionFailed: with OBJECT_STORE_UNAVAILABLE or ARTIFACTS_FAILED.
     """
     rules = session.action.artifacts
     attempt = CopyAttempt(environment, rules)
-    turns = Turns(environment, seconds)
+    turns, errors = Turns(environment, seconds), Errors()
     try:
         async with asyncio.timeout(seconds) as limit:
-            async for each in retrying(session):
+            async for each in retrying(session, session.stats.upload_retried, errors, tries if objects else 0):
                 with each:
                     async with turns.turn(limit):
-                        attempt = CopyAttempt(environment, rules, limit.when() or 0.0)
+                        attempt = CopyAttempt(environment, rules, limit.when() or 0.0, objects=objects)
                         await session.reporter.upload(attempt.parts())
     except NoTurn as error:
         raise files_failed(session, "timeout", str(error)) from error
     except TimeoutError as error:
+        if errors.of_store:
+            raise not_stored(session, f"{errors.last}; tried for {seconds:g} s") from error
         late = f"the files could not be copied within {seconds:g} s; {attempt.progress}"
         raise files_failed(session, "timeout", late) from error
     except (ClusterError, SchedulerError) as error:
+        if isinstance(error, ClusterError) and error.reason is Reason.OBJECT_STORE_UNAVAILABLE:
+            raise not_stored(session, error.message) from error
         raise files_failed(session, "broken", f"the files could not be copied: {error}; {attempt.progress}") from error
     if attempt.collected is None:
         raise files_failed(session, "broken", "the files were not collected to their end")
+    if objects:
+        session.stats.objects_moved("put", attempt.files, attempt.bytes)
     await report_left_out(session, attempt.collected.summary)
     if attempt.collected.refused:
         raise files_failed(session, "refused", attempt.collected.refused)
 
 
-def retrying(session: Session) -> AsyncRetrying:
-    """Return the loop that retries the copy of a session's files."""
+class Errors:
+    """The error after which the last try of a copy was repeated, None before the first repetition."""
+
+    def __init__(self) -> None:
+        self.last: BaseException | None = None
+
+    @property
+    def of_store(self) -> bool:
+        """Return whether the object store was the cause."""
+        return isinstance(self.last, ClusterError) and self.last.reason is Reason.OBJECT_STORE_UNAVAILABLE
+
+
+def retrying(session: Session, retried: Callable[[], None], errors: Errors, tries: int = 0) -> AsyncRetrying:
+    """Return the loop that retries the copy of a session's files. It calls `retried` before each new try.
+
+    `errors` gets the error of each try that is repeated. `tries` 0 means as many as the timings of the session allow.
+    """
     backoff = session.timings.upload_backoff
 
     def wait(state: RetryCallState) -> float:
@@ -115,13 +159,14 @@ def retrying(session: Session) -> AsyncRetrying:
         return backoff(state) if asked is None else asked
 
     def count(state: RetryCallState) -> None:
-        session.stats.upload_retried()
-        error = session.reporter.mask_text(str(state.outcome.exception() if state.outcome else None))
+        retried()
+        errors.last = state.outcome.exception() if state.outcome else None
+        error = session.reporter.mask_text(str(errors.last))
         log.warning("copying files broke and starts again", action=session.key.action_id, error=error)
 
     return AsyncRetrying(
         retry=retry_if_exception(may_pass),
-        stop=stop_after_attempt(session.timings.upload_attempts),
+        stop=stop_after_attempt(tries or session.timings.upload_attempts),
         wait=wait,
         before_sleep=count,
         reraise=True,
@@ -171,13 +216,16 @@ class CopyAttempt:
 
     `collected` is the result of a complete try. It is None before the try is complete.
 
-    `end` is the deadline of the try by the event loop's clock.
+    `end` is the deadline of the try by the event loop's clock. `objects`: the pod puts the files into the object store.
     """
 
-    def __init__(self, environment: Environment, rules: ArtifactRules, end: float = 0.0) -> None:
+    def __init__(
+        self, environment: Environment, rules: ArtifactRules, end: float = 0.0, *, objects: bool = False
+    ) -> None:
         self.environment = environment
         self.rules = rules
         self.end = end
+        self.objects = objects
         self.collected: Collected | None = None
         self.files = 0
         self.bytes = 0
@@ -189,27 +237,40 @@ class CopyAttempt:
 
     async def parts(self) -> AsyncIterator[FilePart]:
         """Yield the parts of all files of the environment, and count files and bytes."""
-        seconds = self.end - asyncio.get_running_loop().time()
-        async with aclosing(self.environment.files(self.rules, seconds)) as items:
+        seconds, size = self.end - asyncio.get_running_loop().time(), 0
+        async with aclosing(self.environment.files(self.rules, seconds, objects=self.objects)) as items:
             async for item in items:
                 if isinstance(item, Collected):
                     self.collected = item
                     continue
                 if isinstance(item, FileData):
                     self.bytes += len(item.data)
+                elif isinstance(item, FileStart):
+                    size = item.size
+                elif isinstance(item, StoredObject):
+                    self.bytes += size
                 self.files += isinstance(item, FileEnd)
                 yield item
 
 
 def may_pass(error: BaseException) -> bool:
     """Return whether another try of the copy can succeed after this error."""
-    return isinstance(error, SchedulerError) or (isinstance(error, ClusterError) and error.retryable)
+    if isinstance(error, SchedulerError):
+        return not isinstance(error, InputMissing)
+    return isinstance(error, ClusterError) and error.retryable
 
 
 def files_failed(session: Session, why: str, message: str) -> ActionFailed:
     """Return the failure of stage ARTIFACTS with `message`, and count it. `why` is the value of the metric's label."""
     session.stats.files_not_stored(why)
     return ActionFailed(Stage.ARTIFACTS, Reason.ARTIFACTS_FAILED, message)
+
+
+def not_stored(session: Session, why: str) -> ActionFailed:
+    """Return the failure of stage ARTIFACTS if the object store cannot be used, and count it."""
+    session.stats.files_not_stored("store")
+    text = f"the files could not be put into the object store: {why}"
+    return ActionFailed(Stage.ARTIFACTS, Reason.OBJECT_STORE_UNAVAILABLE, text)
 
 
 async def report_left_out(session: Session, summary: ArtifactSummary) -> None:

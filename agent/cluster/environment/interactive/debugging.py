@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from agent.aio import cancelled_on_exit
 from agent.cluster import packaging
 from agent.cluster.api.exec import ExecStream
-from agent.cluster.environment import shell as shell_module
+from agent.cluster.environment.interactive import shell as shell_module
 from agent.cluster.pod.fields import container_status, is_running
 from agent.cluster.pod.manifest import GO
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
@@ -57,11 +57,13 @@ class DebugOptions:
         notify: Callable[[str], Awaitable[None]],
         *,
         gated: bool,
+        inputs: bool,
     ) -> None:
         """Extract the tar file `self.tree` into the folder `workspace` of container `target`.
 
-        The supervisor starts the commands when the upload is complete and, if `gated`, all services are ready. `notify`
-        is called before the upload, with a sentence that states the size of the tree.
+        The supervisor starts the commands when the upload is complete and, if `gated`, all services are ready. If the
+        action has `inputs`, their copy is complete before that too. `notify` is called before the upload, with a
+        sentence that states the size of the tree.
 
         Raises:
             ActionFailed: the upload failed.
@@ -70,7 +72,7 @@ class DebugOptions:
             return
         tree, size = self.tree, self.tree.stat().st_size
         await notify(f"copying the working tree, {size / 1e6:.1f} MB")
-        start = ("", packaging.GATE) if gated else (packaging.SNAPSHOT, GO)
+        start = ("", "") if inputs else ("", packaging.GATE) if gated else (packaging.SNAPSHOT, GO)
         argv = [*packaging.receive_tree_program(), workspace, *start, str(size)]
         stream = ExecStream(client, target, argv, seconds=UPLOAD_SECONDS, stdin=True)
         try:

@@ -4,7 +4,8 @@
 Paths and globs come from users, so a match must not backtrack: its time grows with the length of the path times the
 length of the glob.
 
-This module runs inside container `helper` (see `workspace`), on Python 3.9 and the standard library only.
+Container `helper` runs this module too (see `agent.cluster.in_pod`). So it needs Python 3.9 and the standard library
+only.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ import stat
 import time
 from hashlib import sha256
 
-from agent.cluster.in_pod.glob import compile_folders, compile_globs
 from agent.cluster.in_pod.workspace import FOLDER, MAX_NAME, TOO_LONG, fingerprint, walk
+from agent.glob import compile_folders, compile_globs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -159,7 +159,6 @@ class Collector:
         except DeclaredFileMissing as error:
             exceeded = error.args
         self.send_manifest(exceeded)
-        self.out.write(bytes(1024))
         self.out.flush()
 
     def enter(self, path: str, name: str) -> bool:
@@ -276,7 +275,7 @@ class Collector:
         self.out.write(header(name, mode, size, min(max(mtime, 0), MAX_OCTAL)))
 
     def send_manifest(self, exceeded: tuple[str, str] | None) -> None:
-        """Send the manifest: the sent files, the left-out files, and the totals."""
+        """Send the manifest (the sent files, the left-out files, and the totals) and the end marker."""
         lines = self.sent
         lines += [manifest_line("changed", path) for path in self.changed[:MAX_LISTED]]
         lines += [manifest_line("left", *each) for each in (self.left_out + self.left_out_by_default)[:MAX_LISTED]]
@@ -289,6 +288,7 @@ class Collector:
         lines.append(manifest_line("end", self.files, self.bytes, self.left_out_count))
         text = "".join(lines).encode("ascii")
         self.out.write(header(b"sealci-manifest", 0o644, len(text), 0, MANIFEST_TYPE) + pad_to_block(text))
+        self.out.write(bytes(1024))
 
 
 def main(arguments: list[str]) -> None:

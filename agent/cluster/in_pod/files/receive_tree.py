@@ -32,7 +32,7 @@ class LimitedReader:
 
 
 def main(arguments: list[str]) -> None:
-    """Run with the arguments WORKSPACE SNAPSHOT GO SIZE: GO is the FIFO that starts the commands.
+    """Run with the arguments WORKSPACE SNAPSHOT GO SIZE: GO is the FIFO that starts the commands, "" to start none.
 
     SIZE is the number of bytes of the tar. If SNAPSHOT is "", GO is the FIFO of the helper's gate, and the helper takes
     the snapshot and starts the commands when the services are ready.
@@ -51,6 +51,6 @@ def main(arguments: list[str]) -> None:
         pass
     if snapshot:
         start_commands(workspace, snapshot, go)
-    else:
+    elif go:
         wait_for_path(go)
         send_word(go, "tree")
