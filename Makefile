@@ -94,9 +94,10 @@ cluster-down: ## remove the cluster from this machine
 cluster-status: ## print the state of the cluster's components
 	$(CLUSTER_VERB) status
 
-tools: ## install or build the other programs that tests need: helm, Prometheus, a browser
+tools: ## install or build the other programs that tests need: helm, Prometheus, a registry, a browser
 	$(CLUSTER_VERB) helm
 	$(CLUSTER_VERB) prometheus
+	$(CLUSTER_VERB) registry
 	$(CLUSTER_VERB) browser
 
 image: cluster-up ## build the agent's image and load it into the cluster
