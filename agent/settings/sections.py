@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from agent.settings.environment_classes import ClassName, ClassSettings, PodTemplate
-from agent.settings.field_types import Buckets, Duration, Name, Quantity, Resources, Section, SecretName, Size
+from agent.settings.field_types import Buckets, Duration, Name, Quantity, Resources, SecretName, Section, Size
 from agent.settings.outside import ProxySettings
 
 

@@ -308,13 +308,17 @@ def test_the_pods_of_agents_have_further_containers_dns_and_a_runtime_class() ->
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
 def test_every_object_has_the_common_annotations_beside_its_own(file: Path) -> None:
     values = yaml.safe_load(file.read_text())
-    own = {"serviceAccount": {"annotations": {"own": "account"}}, "dashboard": {"enabled": True, "annotations": {"own": "d"}}}
-    values |= {"commonAnnotations": {"team": "platform"}, "metricsService": {"enabled": True}, **own}
+    values |= {
+        "commonAnnotations": {"team": "platform"},
+        "metricsService": {"enabled": True},
+        "serviceAccount": {"annotations": {"own": "account"}},
+        "dashboard": {"enabled": True, "annotations": {"own": "dashboard"}},
+    }
     objects = template(values)
     without = [each["kind"] for each in objects if each["metadata"].get("annotations", {}).get("team") != "platform"]
     assert without == []
     marked = {each["metadata"]["annotations"].get("own") for each in objects}
-    assert marked == {None, "account", "d"}
+    assert marked == {None, "account", "dashboard"}
 
 
 def test_a_service_for_metrics_reaches_every_agent() -> None:

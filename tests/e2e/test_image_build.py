@@ -53,7 +53,7 @@ def test_an_action_builds_and_pushes_an_image_that_the_next_action_runs(tmp_path
         open_lab(namespace, tmp_path, environment={"classes": {IMAGE_BUILD: image_build_class()}}) as lab,
     ):
         lab.agent()
-        plain = "--tls-verify=false"
+        plain, look = "--tls-verify=false", "id -u; ls -ln /srv; cat /srv/made"
         build = [
             "mkdir base app && cp /bin/busybox base/",
             write("base/Dockerfile", BASE),
@@ -65,7 +65,7 @@ def test_an_action_builds_and_pushes_an_image_that_the_next_action_runs(tmp_path
         reports = lab.run(
             {
                 "build": {"image": BUILDAH, "class": IMAGE_BUILD, "commands": build, "artifacts": "none"},
-                "run": {"image": f"{registry}/app:1", "needs": ["build"], "commands": ["id -u; ls -ln /srv; cat /srv/made"]},
+                "run": {"image": f"{registry}/app:1", "needs": ["build"], "commands": [look]},
                 "without-class": {"image": BUILDAH, "commands": ["buildah unshare true"]},
             }
         )
@@ -74,10 +74,11 @@ def test_an_action_builds_and_pushes_an_image_that_the_next_action_runs(tmp_path
         uid, _, listed, made = reports["run"].text.splitlines()
         assert (uid, listed.split()[2:4], made) == ("1234", ["1234", "1234"], "made by 0 in /")
         # Without the class, the seccomp profile of the container runtime forbids what a build needs.
-        assert reports["without-class"].outcome == ("failed", "COMMAND_FAILED", 125), str(reports["without-class"])
+        assert reports["without-class"].outcome == ("failed", "COMMAND_FAILED", 1), str(reports["without-class"])
         assert "unshare(CLONE_NEWUSER): Operation not permitted" in reports["without-class"].text
 
         pods = {pod["metadata"]["labels"].get("sealci.dev/class", ""): pod["spec"] for pod in lab.observer.states}
         assert pods[IMAGE_BUILD]["hostUsers"] is False
-        profiles = {each["name"]: each["securityContext"].get("seccompProfile") for each in pods[IMAGE_BUILD]["containers"]}
+        built_in = pods[IMAGE_BUILD]["containers"]
+        profiles = {each["name"]: each["securityContext"].get("seccompProfile") for each in built_in}
         assert profiles == {"helper": {"type": "RuntimeDefault"}, "action": None}

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # Seconds until the agent closes a shell that is still open.
 MAX_SECONDS = 24 * 3600.0
 # Every shell expands the variable in its prompt. Only bash knows `\w`.
-SHELL = "cd \"$1\"; export TERM=\"$2\" PS1='$PWD $ '; command -v bash >/dev/null && exec bash --norc -i; exec sh -i"
+SHELL = 'cd "$1"; export TERM="$2" PS1=\'$PWD $ \'; command -v bash >/dev/null && exec bash --norc -i; exec sh -i'
 
 # Name of the ephemeral container.
 SHELL_CONTAINER = "shell"
@@ -85,7 +85,7 @@ async def start_like_action(client: Client, namespace: str, name: str, variables
     )
     try:
         async with asyncio.timeout(START_SECONDS):
-            while not runs(await client.request("get", "pods", path)):
+            while not runs(await client.request("get", "pods", path)):  # noqa: ASYNC110 - the API server is asked again
                 await asyncio.sleep(START_POLL_SECONDS)
     except TimeoutError as error:
         raise ClusterError(f"container {SHELL_CONTAINER} did not start in {START_SECONDS:g} s") from error

@@ -268,17 +268,18 @@ def environment(order: dict[str, Any], folder: pathlib.Path) -> dict[str, str]:
 
 
 def installer_files(order: dict[str, Any], folder: pathlib.Path) -> dict[str, str]:
-    """Write the installer's git configuration and certificates. Return the variables by which git finds the latter."""
-    # `folder` is the home of git, so git reads this file itself. An agent of an older release gives neither text.
-    (folder / ".gitconfig").write_text(order.get("git_config", ""), "utf-8")
-    certificates = order.get("git_ca", "")
-    if not certificates:
-        return {}
-    # git trusts only the certificates of this one file, so the file also has those of the image.
-    known = SYSTEM_CERTIFICATES.read_text("utf-8") if SYSTEM_CERTIFICATES.exists() else ""
-    bundle = folder / "ca.pem"
-    bundle.write_text(f"{known}\n{certificates}", "utf-8")
-    return {"GIT_SSL_CAINFO": str(bundle)}
+    """Write the installer's git configuration and certificates. Return the variables by which git finds them."""
+    found = {}
+    # An agent of an older release gives neither text.
+    if settings := order.get("git_config"):
+        (folder / "gitconfig").write_text(settings, "utf-8")
+        found["GIT_CONFIG_GLOBAL"] = str(folder / "gitconfig")
+    if certificates := order.get("git_ca"):
+        # git trusts only the certificates of this one file, so the file also has those of the image.
+        known = SYSTEM_CERTIFICATES.read_text("utf-8") if SYSTEM_CERTIFICATES.exists() else ""
+        (folder / "ca.pem").write_text(f"{known}\n{certificates}", "utf-8")
+        found["GIT_SSL_CAINFO"] = str(folder / "ca.pem")
+    return found
 
 
 def write_askpass(given: pathlib.Path, folder: pathlib.Path, url: SplitResult) -> pathlib.Path:

@@ -211,7 +211,7 @@ def container_security_context(settings: Settings, *, user: int | None = None) -
 
     `user` is the user and group id of one of the agent's own containers. Only profile `baseline` sets it.
     """
-    # Each container has the seccomp profile, and not the pod, so that a template can change the profile of one container.
+    # The pod itself has no seccomp profile, so that a template can change the profile of one container.
     security: Object = {"allowPrivilegeEscalation": False, "seccompProfile": {"type": "RuntimeDefault"}}
     if settings.environment.profile == "restricted":
         return security | {"capabilities": {"drop": ["ALL"]}}

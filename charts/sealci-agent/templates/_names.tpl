@@ -116,7 +116,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 
 {{- /* Annotations of an object: `commonAnnotations`, and its own, which win. Takes (list . annotations). */ -}}
 {{- define "sealci-agent.annotations" -}}
-{{- with merge (dict) (index . 1) (index . 0).Values.commonAnnotations }}
+{{- with merge (dict) (default dict (index . 1)) (default dict (index . 0).Values.commonAnnotations) }}
   annotations:
     {{- toYaml . | nindent 4 }}
 {{- end }}

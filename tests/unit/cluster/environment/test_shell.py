@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.fakes.api import FakeApi
 
 ACTION = Action(Key("a"), "debian:12", ("false",), env={"COLOUR": "$red"}, secrets={"TOKEN": "hunter2"})
-PLAN = manifest.Plan(ACTION, "p", "ci", "agent-1", "nonce", timeout=60.0)
+PLAN = manifest.Plan(ACTION, "p", "ci", "agent-1", "0123456789abcdef", timeout=60.0)
 OUTCOME = Outcome(Result.FAILED, Stage.COMMANDS, Reason.COMMAND_FAILED, 1, 1, "command 1 failed")
 HELPER = ContainerRef("ci", "p", "helper")
 RUNNING: Object = {"running": {}}
@@ -91,16 +91,24 @@ async def test_a_container_that_does_not_start_is_not_waited_for_long(
     api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shell, "START_SECONDS", 0.5)
-    with pytest.raises(ClusterError, match="container shell did not start in 0.5 s"):
+    with pytest.raises(ClusterError, match="container shell did not start"):
         await start(api, {"waiting": {"reason": "ContainerCreating"}})
 
 
 @pytest.mark.parametrize(
     ("status", "container", "text"),
-    [(200, "shell", "the image and the variables of the action"), (403, "helper", "the agent's image, not the action's")],
+    [
+        (200, "shell", "the image and the variables of the action"),
+        (403, "helper", "the agent's image, not the action's"),
+    ],
 )
 async def test_the_person_gets_the_best_shell_that_the_cluster_allows(
-    api: FakeApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: int, container: str, text: str
+    api: FakeApi,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    status: int,
+    container: str,
+    text: str,
 ) -> None:
     opened: list[ContainerRef] = []
 
@@ -118,7 +126,7 @@ async def test_the_person_gets_the_best_shell_that_the_cluster_allows(
     api.answer("patch", "/ephemeralcontainers", status, "no", body="{}" if status == 200 else None)
     async with api.serving() as client:
         context: Any = type("Context", (), {"settings": Settings(), "client": client})
-        options = DebugOptions(screen, shell=True)
+        options = DebugOptions(screen, shell=True)  # noqa: S604 - no process is started
         await options.open_shell(context, PLAN, api.pods["p"], OUTCOME, HELPER)
         await replace(options, shell=False).open_shell(context, PLAN, api.pods["p"], OUTCOME, HELPER)
     assert opened == [ContainerRef("ci", "p", container)]

@@ -103,6 +103,7 @@ def test_git_trusts_the_installer_s_certificates_and_those_of_the_image(
 ) -> None:
     known = tmp_path / "known.crt"
     monkeypatch.setattr(clones, "SYSTEM_CERTIFICATES", known)
+    monkeypatch.delenv("GIT_SSL_CAINFO", raising=False)
     order = {"schemes": ["https"], "credentials": "", "url": "https://git.example.org/r"}
     assert "GIT_SSL_CAINFO" not in clones.environment(order, tmp_path)
     bundle = Path(clones.environment(order | {"git_ca": "own"}, tmp_path)["GIT_SSL_CAINFO"])

@@ -210,6 +210,8 @@ def test_the_clone_gets_an_order_and_its_credentials_as_files() -> None:
         "credentials": "/etc/sealci/credentials",
         "secret": "deploy",
         "timeout": 600.0,
+        "git_config": "",
+        "git_ca": "",
     }
     assert {"name": "credentials", "mountPath": "/etc/sealci/credentials"} in clone["volumeMounts"]
     action = containers(pod)["action"]
