@@ -305,20 +305,27 @@ def test_the_pods_of_agents_have_further_containers_dns_and_a_runtime_class() ->
     assert not default.keys() & {"initContainers", "hostAliases", "dnsConfig", "runtimeClassName"}
 
 
-@pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_every_object_has_the_common_annotations_beside_its_own(file: Path) -> None:
-    values = yaml.safe_load(file.read_text())
+def test_every_object_has_the_common_annotations_beside_its_own() -> None:
+    on = {"enabled": True}
+    values: Object = {}
+    for file in FILES:
+        values |= yaml.safe_load(file.read_text()) if file.name.startswith(("hardened", "scaled")) else {}
+    # `extraObjects` are objects of the user, who writes their annotations.
+    del values["extraObjects"]
     values |= {
         "commonAnnotations": {"team": "platform"},
-        "metricsService": {"enabled": True},
+        "demoScheduler": {**on, "persistence": on},
+        "metricsService": on,
+        "podMonitor": on,
+        "prometheusRule": on,
         "serviceAccount": {"annotations": {"own": "account"}},
-        "dashboard": {"enabled": True, "annotations": {"own": "dashboard"}},
+        "dashboard": {**on, "annotations": {"own": "dashboard"}},
     }
     objects = template(values)
+    assert len({each["kind"] for each in objects}) >= 18
     without = [each["kind"] for each in objects if each["metadata"].get("annotations", {}).get("team") != "platform"]
     assert without == []
-    marked = {each["metadata"]["annotations"].get("own") for each in objects}
-    assert marked == {None, "account", "dashboard"}
+    assert {each["metadata"]["annotations"].get("own") for each in objects} == {None, "account", "dashboard"}
 
 
 def test_a_service_for_metrics_reaches_every_agent() -> None:

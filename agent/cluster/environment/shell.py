@@ -99,7 +99,7 @@ def runs(pod: Object) -> bool:
         ClusterError: the container has failed.
     """
     statuses = pod.get("status", {}).get("ephemeralContainerStatuses", ())
-    state = next((each.get("state", {}) for each in statuses if each["name"] == SHELL_CONTAINER), {})
+    state: Object = next((each.get("state", {}) for each in statuses if each["name"] == SHELL_CONTAINER), {})
     failure = state.get("terminated") or state.get("waiting") or {}
     reason = failure.get("reason", "")
     if "terminated" in state or reason not in STARTING:

@@ -70,6 +70,7 @@ def test_the_container_is_like_the_action_s(profile: str) -> None:
 async def test_the_container_is_added_to_the_pod_and_used_when_it_runs(api: FakeApi) -> None:
     assert await start(api, RUNNING) == ContainerRef("ci", "p", "shell")
     (request,) = api.requests_for("patch")
+    assert request.body is not None
     (added,) = request.body["spec"]["ephemeralContainers"]
     assert (added["name"], added["image"], added["stdin"]) == ("shell", "debian:12", True)
 
