@@ -60,7 +60,7 @@ MAX_TRIES = 3
 class WarmPods:
     """All warm pods of one agent. Owned by the backend, lives as long as the agent.
 
-    `plan_of` returns the plan of an action. `ready` returns whether the agent knows enough of the cluster to create
+    `plan_of` returns the plan of an action. `cluster_known` is set when the agent knows enough to create
     pods. `on_change` is called when the number of waiting pods may have changed.
     """
 
@@ -70,7 +70,7 @@ class WarmPods:
         client: Client,
         watch: Watch,
         plan_of: Callable[[Action, str], Plan],
-        ready: Callable[[], bool],
+        cluster_known: asyncio.Event,
         *,
         enabled: bool,
         on_change: Callable[[], None] = lambda: None,
@@ -80,7 +80,7 @@ class WarmPods:
         self.metrics = client.metrics
         self.watch = watch
         self.plan_of = plan_of
-        self.cluster_ready = ready
+        self.cluster_known = cluster_known
         self.enabled = enabled and settings.warm.enabled
         self.on_change = on_change
         self.pools = Pools(settings)
@@ -217,8 +217,7 @@ class WarmPods:
         if not self.enabled:
             return
         await self.watch.synced.wait()
-        while not self.cluster_ready():  # noqa: ASYNC110 - what the agent learns about its cluster has no event
-            await asyncio.sleep(PACE_SECONDS)
+        await self.cluster_known.wait()
         for pool in self.settings.warm.pools:
             asked = Action(Key(""), pool.image, (), resources=Resources(pool.cpu, pool.memory, pool.ephemeral_storage))
             self.pools.configure(pool, shape.idle_plan(self.plan_of(asked, ""), self.settings), now())
