@@ -22,15 +22,16 @@ MANAGED = "app.kubernetes.io/managed-by=sealci-agent"
 class Observer:
     """Stores every state of every pod of a namespace.
 
-    `ended` maps the UID of a pod to the time at which the observer saw that container `action` had ended. `gone` maps
-    the UID of a pod to the time at which the observer saw the pod's deletion. The times are seconds of
-    `time.monotonic`.
+    `ended` maps the UID of a pod to the time at which the observer saw that container `action` had ended. `deleting`
+    maps the UID of a pod to the time at which the observer saw the request to delete the pod, and `gone` to the time at
+    which the observer saw the pod's deletion. The times are seconds of `time.monotonic`.
     """
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
         self.states: list[Object] = []
         self.ended: dict[str, float] = {}
+        self.deleting: dict[str, float] = {}
         self.gone: dict[str, float] = {}
         self.open()
 
@@ -75,6 +76,8 @@ class Observer:
         uid = pod["metadata"]["uid"]
         if event["type"] == "DELETED":
             self.gone[uid] = now
+        if "deletionTimestamp" in pod["metadata"]:
+            self.deleting.setdefault(uid, now)
         for status in pod.get("status", {}).get("containerStatuses", ()):
             if status["name"] == "action" and "terminated" in status.get("state", {}):
                 self.ended.setdefault(uid, now)

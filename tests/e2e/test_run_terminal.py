@@ -185,14 +185,32 @@ def test_the_working_tree_is_the_workspace(terminals: TerminalRuns, tmp_path: Pa
     actions = {
         "a": {
             "repo": {"url": "https://example.invalid/x.git"},
-            "commands": ["find . | sort", "cat link 'new é'; src/run; sha256sum blob", "echo made > made"],
+            "commands": [
+                "find . | sort",
+                "cat link 'new é'; src/run; sha256sum blob",
+                "nc db 5000 </dev/null",
+                "echo made > made",
+            ],
+            # The commands wait for the tree, for the port and for the health command.
+            "services": {
+                "db": {
+                    "container": BUSYBOX,
+                    "command": ["sh", "-c", "sleep 1; while :; do echo I serve | nc -l -p 5000; done"],
+                    "ports": [5000],
+                },
+                "slow": {
+                    "container": BUSYBOX,
+                    "command": ["sh", "-c", "sleep 2; touch /ready; sleep 60"],
+                    "health": {"command": ["test", "-e", "/ready"]},
+                },
+            },
         }
     }
     code, shown = terminals.run(actions, "--repo", str(tree), "--artifacts", str(out)).finish()
     assert code == 0, shown
     found = {line for line in shown.splitlines() if line.startswith("./")}
     assert found == {"./.gitignore", "./blob", "./link", "./new é", "./src", "./src/main", "./src/run"}
-    for part in ("changed", "not added", "I run"):
+    for part in ("changed", "not added", "I run", "I serve"):
         assert part in shown
     assert subprocess.run(["sha256sum", "blob"], cwd=tree, capture_output=True, text=True).stdout.strip() in shown
     assert sorted(os.listdir(out / "a")) == ["made"], "what was brought is not collected"
