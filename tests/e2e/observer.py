@@ -14,6 +14,8 @@ import time
 from agent.domain.json import Object
 from tests.e2e import kube
 
+# Name of the class whose commands build images. Only container `action` of its pods has no seccomp profile.
+IMAGE_BUILD = "image-build"
 MANAGED = "app.kubernetes.io/managed-by=sealci-agent"
 
 
@@ -122,10 +124,13 @@ class Observer:
             spec, text = pod["spec"], json.dumps(pod)
             assert spec["automountServiceAccountToken"] is False
             assert spec["activeDeadlineSeconds"] > 0
-            assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert "seccompProfile" not in spec["securityContext"]
+            builds_images = pod["metadata"]["labels"].get("sealci.dev/class") == IMAGE_BUILD
             for container in [*spec["containers"], *spec.get("initContainers", ())]:
                 security = container["securityContext"]
                 assert security["allowPrivilegeEscalation"] is False
+                unconfined = builds_images and container["name"] == "action"
+                assert security.get("seccompProfile") == (None if unconfined else {"type": "RuntimeDefault"})
                 capabilities = security.get("capabilities", {})
                 if container["name"] not in ("helper", "repository"):
                     assert not capabilities.get("add")

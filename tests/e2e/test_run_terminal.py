@@ -229,11 +229,16 @@ def test_keep_leaves_the_pod_and_prints_how_to_inspect_it(terminals: TerminalRun
 
 
 def test_a_failure_opens_a_shell(terminals: TerminalRuns) -> None:
-    actions = {"a": {"commands": ["echo here > file; exit 5"], "artifacts": "none"}}
-    screen = terminals.run(actions, "--shell-on-failure")
+    command = "echo here > file; exit 5"
+    actions = {"a": {"commands": [command], "artifacts": "none", "env": {"COLOUR": "red"}, "secrets": ["TOKEN"]}}
+    screen = terminals.run(actions, "--shell-on-failure", env={"TOKEN": "hunter2-hunter2"})
     screen.until("command 1 failed with exit code 5", "A shell in /workspace", "/workspace $", timeout=90)
     # One `sh -c` runs both commands, because a Ctrl-C that comes between two commands of the outer shell would end
     # neither command. The test uses the builtin `read`, because dash ignores a Ctrl-C while dash starts a program.
+    # The shell has the image of the action, in which busybox is every program, its variables and its secrets.
+    screen.until("container shell")
+    screen.type("readlink /bin/cat; echo $COLOUR ${#TOKEN}\r")
+    screen.until("busybox", "red 15")
     screen.type("cat file; sh -c 'stty size; read -r line'\r")
     screen.until("here", "40 120")
     screen.type("\x03")
