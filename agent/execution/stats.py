@@ -14,6 +14,7 @@ from agent.telemetry.metrics import fault
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from agent.domain.events import CacheResult
     from agent.domain.outcome import Outcome
     from agent.execution.logs.pipeline import LogStream
     from agent.telemetry.metrics import Metrics
@@ -35,6 +36,7 @@ class SessionStats:
         self.input_files = 0
         self.input_bytes = 0
         self.input_seconds: float | None = None
+        self.cache_results: list[tuple[str, CacheResult]] = []
         self.internal_errors = 0
         self.files_failed = ""
         self.command_seconds: list[float] = []
@@ -52,6 +54,10 @@ class SessionStats:
     def inputs_received(self, files: int, size: int, seconds: float) -> None:
         """Count files of other actions that were copied into the environment, in `seconds` for all of them."""
         self.input_files, self.input_bytes, self.input_seconds = files, size, seconds
+
+    def cache_used(self, operation: str, result: CacheResult) -> None:
+        """Count a result of a cache. `operation` is `restore` or `save`."""
+        self.cache_results.append((operation, result))
 
     def internal_error(self) -> None:
         self.internal_errors += 1
@@ -80,6 +86,11 @@ class SessionStats:
         metrics.input_bytes.inc(self.input_bytes)
         if self.input_seconds is not None:
             metrics.phase_duration.labels("inputs").observe(self.input_seconds)
+        for operation, result in self.cache_results:
+            metrics.cache_operations.labels(operation, result.kind.value).inc()
+            metrics.cache_bytes.labels(operation).inc(result.bytes)
+            if result.seconds:
+                metrics.cache_seconds.labels(operation).observe(result.seconds)
         if self.files_failed:
             metrics.artifact_failures.labels(self.files_failed).inc()
         for seconds in self.command_seconds:

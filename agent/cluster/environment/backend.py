@@ -21,6 +21,7 @@ from agent.cluster.pod.recreate import secret_of_older_agent
 from agent.cluster.pod.setup_status import SetupLimits
 from agent.cluster.warm.warm_pods import WarmPods
 from agent.domain.json import Object
+from agent.objects.cache import CacheStore
 from agent.objects.store import ObjectStore
 from agent.settings import settings_of_class
 
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 TIMINGS = EnvironmentTimings()
 # Number of logs of services that the agent follows at once. Each needs a connection to the API server.
 MAX_LIVE_LOGS = 100
+
+
+def cache_store(settings: Settings) -> CacheStore | None:
+    """Return the cache in the object store, None if the agent has none."""
+    file = settings.caches.sign_key_file
+    return CacheStore(ObjectStore(settings.objects), file) if settings.caches.store == "objects" and file else None
 
 
 class PodBackend:
@@ -81,6 +88,7 @@ class PodBackend:
             warm=self.warm,
             debug=debug,
             objects=ObjectStore(settings.objects) if settings.objects.issuer == "agent" else None,
+            cache=cache_store(settings),
             timings=timings,
         )
         self.class_contexts = {

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agent.cluster.environment.watch import PodWatch
     from agent.cluster.pod.setup_status import SetupLimits
     from agent.cluster.warm.warm_pods import WarmPods
+    from agent.objects.cache import CacheStore
     from agent.objects.store import ObjectStore
     from agent.settings import Settings
 
@@ -57,4 +58,5 @@ class Context:
     warm: WarmPods
     debug: DebugOptions | None
     objects: ObjectStore | None
+    cache: CacheStore | None
     timings: EnvironmentTimings

@@ -30,8 +30,8 @@ from agent.domain.observations import Lost, ServiceOutput, SetupFailed
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
-    from agent.cluster.environment.interactive.debugging import DebugOptions
     from agent.cluster.environment.environment import PodEnvironment
+    from agent.cluster.environment.interactive.debugging import DebugOptions
     from agent.domain.json import Object
     from agent.domain.observations import Observation
 
@@ -216,7 +216,7 @@ class PodServices:
             environment.workspace,
             notify,
             gated=self.gated,
-            inputs=bool(environment.plan.action.inputs),
+            inputs=environment.plan.action.awaits_files,
         )
 
     @property
