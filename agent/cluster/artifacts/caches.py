@@ -192,6 +192,7 @@ class CacheConversation:
                 yield await self.save_one(cache, str(each["key"]))
                 if self.stuck:
                     return
+        await self.ask({"end": []})
 
     async def save_one(self, cache: Cache, key: str) -> CacheResult:
         began, failed = time.monotonic(), CacheResult(key, CacheKind.FAILED)

@@ -3,7 +3,7 @@
 Each line on stdin is a request of the agent, and each line on stdout an answer, both JSON. The agent chooses keys and
 signs URLs. The program moves the bytes between the workspace and the object store. The word `restore` runs the requests
 `caches` (fill in placeholders), `get` (restore one cache) and `end` (keep a note for the errand that saves). The word
-`save` begins with that note, and runs the request `pack` for each cache.
+`save` begins with that note, and runs the request `pack` for each cache, and then `end`.
 
 An error of one cache is an answer, so that the others go on. The workspace is not trusted (see `cache_archive`), and an
 archive is unpacked only when its size and its hash are those that the agent has named.
@@ -119,15 +119,16 @@ class CacheErrand:
         with contextlib.suppress(OSError, ValueError), open(f"{self.folder}/{NOTE}") as file:
             note = json.load(file)
         self.write({"note": note})
-        while request := self.read():
+        while paths := self.read().get("pack"):
             try:
-                self.put(request["pack"])
+                self.put(paths)
             except StoreUnavailable as error:
                 self.write({"fault": "store", "message": str(error)})
             except (CacheFault, OSError) as error:
                 self.write({"fault": "archive", "message": str(error)})
             finally:
                 remove_folder(self.temporary)
+        self.write({})
 
     def put(self, paths: list[str]) -> None:
         """Pack PATHS and put the archive into the store, as `send_objects` puts a file."""
