@@ -72,7 +72,7 @@ async def test_caches_come_before_the_inputs_and_are_saved_after_the_artifacts()
 async def test_nothing_is_saved_after_hits() -> None:
     rig = Rig()
     hits: list[CacheResult | BaseException] = [HIT, CacheResult("npm-1", CacheKind.HIT, "npm-1")]
-    await life(rig, Script(caches=[hits]), **USED)
+    await life(rig, Script(caches=[list(hits)]), **USED)
     assert "save caches" not in order(rig)
 
 
