@@ -45,7 +45,7 @@ class KnownEntry:
 
 
 def age(listed: ListedObject, now: float) -> float:
-    """Return the seconds since an object was stored, 0 if the store does not tell."""
+    """Return the seconds since an object was stored, 0 if the store does not name the time."""
     try:
         return now - datetime.fromisoformat(listed.modified).timestamp()
     except ValueError:

@@ -57,7 +57,7 @@ async def restore_caches(session: Session, environment: Environment, settings: S
     if why:
         await report_fault(session, f"caches are not restored: {why}")
     for cache in caches[len(results) :] if why else ():
-        await send_result(session, CacheResult(cache.key, kind, message=why), restored=True, told=True)
+        await send_result(session, CacheResult(cache.key, kind, message=why), restored=True, logged=True)
     session.save_caches = len(results) < len(caches) or any(each.kind is not CacheKind.HIT for each in results)
 
 
@@ -113,13 +113,13 @@ async def send_results(
     return ""
 
 
-async def send_result(session: Session, result: CacheResult, *, restored: bool, told: bool = False) -> None:
-    """Report, count and log one result. `told`: the log has the cause already."""
+async def send_result(session: Session, result: CacheResult, *, restored: bool, logged: bool = False) -> None:
+    """Report, count and log one result. `logged`: the log has the cause already."""
     mask = session.reporter.mask_text
     masked = replace(result, key=mask(result.key), used_key=mask(result.used_key), message=mask(result.message))
     session.stats.cache_used("restore" if restored else "save", result)
     await session.reporter.send(masked)
-    if result.message and not told:
+    if result.message and not logged:
         await report_fault(session, f"cache {result.key}: {result.kind.value}: {result.message}")
 
 

@@ -134,7 +134,7 @@ WRONG = [
     (
         A.replace("commands", "command"),
         "ci.yaml:4: actions.a.command: there is no such key, did you mean 'commands'?; allowed: configuration, "
-        "commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, needs, "
+        "commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, cache, needs, "
         "inputs, when, matrix",
     ),
     (
