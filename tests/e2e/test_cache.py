@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ from agent.domain.actions import Repository
 from agent.pipeline.cache_keys import cache_scope
 from deploy.demo import source
 from tests.e2e import kube
-from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, open_lab
+from tests.e2e.lab import BUSYBOX, COMMAND, DEBIAN, Lab, open_lab
 from tests.e2e.object_store import Store, object_store
 from tests.e2e.test_objects import LOOK
 
@@ -79,9 +80,15 @@ def caches(report: Report) -> list[tuple[str, str]]:
 def test_a_cache_is_found_by_scope_and_never_trusted(cached_lab: Lab, store: Store, url: str) -> None:
     main, pull_request = {"repo": {"url": url}}, {"repo": {"url": url, "ref": "refs/heads/pr"}}
     only = {"key": "only-pr", "paths": ["only"]}
+    tool = {"key": "tool", "paths": ["busybox-tool"]}
     reports = cached_lab.run(
         {
-            "first": {"image": BUSYBOX, **main, "cache": [CACHE], "commands": [MAKE.format("main")]},
+            "first": {
+                "image": BUSYBOX,
+                **main,
+                "cache": [CACHE, tool],
+                "commands": [MAKE.format("main"), "cp /bin/busybox busybox-tool"],
+            },
             "pr": {
                 "image": BUSYBOX,
                 **pull_request,
@@ -99,9 +106,11 @@ def test_a_cache_is_found_by_scope_and_never_trusted(cached_lab: Lab, store: Sto
         }
     )
     first, pr, again = reports["first"], reports["pr"], reports["again"]
-    assert caches(first) == [("deps", "miss"), ("deps", "saved")], first
+    assert caches(first) == [("deps", "miss"), ("tool", "miss"), ("deps", "saved"), ("tool", "saved")], first
     assert caches(pr) == [("deps", "fallback"), ("only", "miss"), ("deps", "saved"), ("only", "saved")], pr
-    assert caches(again)[:2] == [("deps", "hit"), ("only", "miss")], "main finds nothing that the pull request wrote"
+    # The cache of a path that does not exist is not saved.
+    expected = [("deps", "hit"), ("only", "miss"), ("only", "skipped")]
+    assert caches(again) == expected, "main finds nothing that the pull request wrote"
     assert {each.outcome for each in reports.values()} == {("succeeded", None, 0)}, again
     for report in (pr, again):
         assert [line for line in ("main", "750", "mine") if line not in report.text.split()] == [], report
@@ -114,24 +123,30 @@ def test_a_cache_is_found_by_scope_and_never_trusted(cached_lab: Lab, store: Sto
     assert "0123456789abcdef" not in pods
 
     # A program with the credentials of the bucket copies the entry of the pull request to the place of main's.
-    of_main, of_pull_request = entry(store, url), entry(store, url, "refs/heads/pr")
-    of_main.write_bytes(of_pull_request.read_bytes())
-    use = {"image": BUSYBOX, **main, "cache": [{"key": CACHE["key"], "paths": CACHE["paths"]}]}
-    forged = cached_lab.run({"forged": {**use, "commands": [MAKE.format("main")]}})["forged"]
-    assert caches(forged) == [("deps", "miss"), ("deps", "saved")], forged
-    assert "wrong signature" in forged.text
-
-    # A flipped byte in the archive.
-    broken = of_main.parents[2] / "blob" / json.loads(of_main.read_text())["sha256"]
+    entry(store, url, "deps-").write_bytes(entry(store, url, "deps-", "refs/heads/pr").read_bytes())
+    # A byte of an archive is flipped.
+    of_tool = entry(store, url, "tool")
+    broken = of_tool.parents[2] / "blob" / json.loads(of_tool.read_text())["sha256"]
     data = bytearray(broken.read_bytes())
     data[-9] ^= 1
     broken.write_bytes(data)
-    flipped = cached_lab.run({"flipped": {**use, "commands": [MAKE.format("main")]}})["flipped"]
-    assert caches(flipped) == [("deps", "miss"), ("deps", "saved")], flipped
-    assert "another sha256" in flipped.text
-    mended = cached_lab.run({"mended": {**use, "commands": [USE]}})["mended"]
-    assert caches(mended) == [("deps", "hit")], mended
+    use = {"image": BUSYBOX, **main, "cache": [{"key": CACHE["key"], "paths": CACHE["paths"]}, tool]}
+    reports = cached_lab.run(
+        {
+            "refused": {
+                **use,
+                "commands": [MAKE.format("main"), "test ! -e busybox-tool", "cp /bin/busybox busybox-tool"],
+            },
+            "mended": {**use, "needs": ["refused"], "commands": [USE, "./busybox-tool true"]},
+        }
+    )
+    refused = reports["refused"]
+    assert caches(refused) == [("deps", "miss"), ("tool", "miss"), ("deps", "saved"), ("tool", "saved")], refused
+    assert "wrong signature" in refused.text
+    assert "another sha256" in refused.text
+    assert caches(reports["mended"]) == [("deps", "hit"), ("tool", "hit")], reports["mended"]
 
+    look_after(cached_lab, store)
     store.stop()
     use["cache"] = [{**CACHE, "save": "never"}]
     dead = cached_lab.run({"dead": {**use, "commands": [MAKE.format("main")], "artifacts": "none"}})["dead"]
@@ -139,8 +154,24 @@ def test_a_cache_is_found_by_scope_and_never_trusted(cached_lab: Lab, store: Sto
     assert caches(dead) == [("deps", "miss")], dead
 
 
-def entry(store: Store, url: str, ref: str = "") -> Path:
-    """Return the file of the entry that actions on a branch have stored."""
+def look_after(lab: Lab, store: Store) -> None:
+    """Check the cache by the doctor, and delete all entries but not their archives, which are not a day old."""
+
+    def command(*words: str) -> str:
+        config = ("--config", str(lab.folder / "agent-0.yaml"))
+        done = subprocess.run(
+            [*COMMAND, *words, *config], env=kube.environment(), capture_output=True, text=True, timeout=60, check=True
+        )
+        return done.stdout
+
+    assert "an entry was stored, found, listed and deleted" in command("doctor", "--only", "objects")
+    entries = sum("/key/" in name for name in store.objects)
+    assert f"deleted {entries} entries and 0 archives" in command("cache", "prune", "--older-than", "0s")
+    assert [name for name in store.objects if "/key/" in name] == []
+
+
+def entry(store: Store, url: str, key: str, ref: str = "") -> Path:
+    """Return the file of the entry that actions on a branch have stored, by the begin of its key."""
     scope = hashlib.sha256(cache_scope(Repository(url, ref), "").write.encode()).hexdigest()
-    (found,) = [path for name, path in store.objects.items() if f"/{scope}/key/deps-" in name]
+    (found,) = [path for name, path in store.objects.items() if f"/{scope}/key/{key}" in name]
     return found
