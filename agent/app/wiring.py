@@ -18,7 +18,10 @@ from agent.cluster.ownership.orphans import Sweep
 from agent.execution.admission import agent_features
 from agent.execution.registry import SessionRegistry
 from agent.http.server import Http
+from agent.objects.grants import StoreIssuer
+from agent.objects.store import ObjectStore
 from agent.scheduler.stream.connection import Connection, Identity
+from agent.scheduler.stream.grants import SchedulerIssuer
 from agent.scheduler.stream.health import HealthReporter
 from agent.scheduler.stream.outbox import Outbox
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from agent.cluster.api.client import Client
     from agent.cluster.environment.interactive.debugging import DebugOptions
+    from agent.objects.grants import Issuer
     from agent.scheduler.classic.connection import ClassicConnection
     from agent.settings import Settings
     from agent.telemetry.traces import Traces
@@ -58,7 +62,10 @@ def build(
     # `ClusterFacts` is empty here. The agent asks the cluster for the facts while it runs, because the answer of the
     # cluster can be late, and a request to end the agent must not wait for the answer.
     facts = ClusterFacts()
-    pods = PodBackend(settings, client, watch, identity.agent_id, facts, debug=debug, timings=timings.environment)
+    issuer = issuer_of(settings, identity.agent_id)
+    pods = PodBackend(
+        settings, client, watch, identity.agent_id, facts, debug=debug, issuer=issuer, timings=timings.environment
+    )
     leases = Leases(client, settings, identity.agent_id, facts)
     sweep = Sweep(pods, settings.cluster.sweep_interval, leases.is_gone if classic else None, leases.is_gone)
     adoption = Adoption(pods, leases, handlers.adopt, open_for=handlers.may_adopt, timings=timings.adoption)
@@ -69,6 +76,8 @@ def build(
     outbox = Outbox(limits.window, metrics, limits.window_total, on_state_loss=handlers.reset)
     health = HealthReporter(status.health, outbox.wake)
     connection = connect(settings, identity, outbox, handlers, health, client)
+    if isinstance(issuer, SchedulerIssuer) and isinstance(connection, Connection):
+        issuer.connection = connection
 
     # ---- the sessions, which use the cluster and the scheduler
     sessions = SessionRegistry(
@@ -112,6 +121,17 @@ def build(
         http=Http(settings.http, metrics, status.not_ready, status.page),
         timings=timings,
     )
+
+
+def issuer_of(settings: Settings, agent_id: str) -> Issuer | None:
+    """Return the side that signs requests for the object store, None without a store."""
+    match settings.objects.issuer:
+        case "agent":
+            return StoreIssuer(ObjectStore(settings.objects), settings.agent.pool)
+        case "scheduler":
+            return SchedulerIssuer(settings.objects, agent_id)
+        case "none":
+            return None
 
 
 def connect(

@@ -127,7 +127,13 @@ def scheduler(listen: str, folder: Path, resume_grace: str, objects: Path | None
 
 
 def object_store(settings: Settings) -> ObjectStore | None:
-    """Return the object store of the settings, None if they name none."""
+    """Return the object store of the settings, None if they name none.
+
+    Raises:
+        click.UsageError: the settings lack what the scheduler needs to sign URLs.
+    """
     from agent.objects.store import ObjectStore
 
+    for name in settings.objects.missing if settings.objects.issuer == "scheduler" else ():
+        raise click.UsageError(f"--objects: objects.{name} must be set, because the scheduler signs the URLs")
     return ObjectStore(settings.objects) if settings.objects.issuer != "none" else None

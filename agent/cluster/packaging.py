@@ -36,6 +36,7 @@ from agent.cluster.in_pod.files import (
     receive_inputs,
     receive_tree,
     send_objects,
+    store_client,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def collect_files_program() -> tuple[str, ...]:
 @cache
 def send_objects_program() -> tuple[str, ...]:
     """Return the command that puts files into an object store, without the arguments that `send_objects.main` takes."""
-    return (*PYTHON, one_liner(workspace, glob, collect_files, send_objects))
+    return (*PYTHON, one_liner(workspace, glob, collect_files, store_client, send_objects))
 
 
 @cache
@@ -88,14 +89,14 @@ def receive_tree_program() -> tuple[str, ...]:
 @cache
 def receive_inputs_program() -> tuple[str, ...]:
     """Return the command that writes inputs, without the arguments that `receive_inputs.main` takes."""
-    return (*PYTHON, one_liner(workspace, downloads, errand_lock, receive_inputs))
+    return (*PYTHON, one_liner(workspace, store_client, downloads, errand_lock, receive_inputs))
 
 
 @cache
 def caches_program() -> tuple[str, ...]:
     """Return the command that restores or saves caches, without the arguments that `caches.main` takes."""
-    modules = (workspace, glob, downloads, errand_lock, collect_files, send_objects, cache_archive, caches)
-    return (*PYTHON, one_liner(*modules))
+    files = (store_client, downloads, errand_lock, collect_files, send_objects, cache_archive, caches)
+    return (*PYTHON, one_liner(workspace, glob, *files))
 
 
 @cache

@@ -37,6 +37,9 @@ class SessionStats:
         self.input_bytes = 0
         self.input_seconds: float | None = None
         self.cache_results: list[tuple[str, CacheResult]] = []
+        # Number and bytes of files that the pod moved by itself, by direction.
+        self.objects: dict[str, tuple[int, int]] = {}
+        self.object_fallbacks = 0
         self.internal_errors = 0
         self.files_failed = ""
         self.command_seconds: list[float] = []
@@ -58,6 +61,15 @@ class SessionStats:
     def cache_used(self, operation: str, result: CacheResult) -> None:
         """Count a result of a cache. `operation` is `restore` or `save`."""
         self.cache_results.append((operation, result))
+
+    def objects_moved(self, direction: str, files: int, size: int) -> None:
+        """Count files that the pod has put into the object store (`put`) or read from it (`got`)."""
+        self.objects[direction] = files, size
+
+    def fell_back(self) -> None:
+        """Count that the files go through the scheduler, because the object store failed."""
+        self.object_fallbacks += 1
+        self.files_failed = ""
 
     def internal_error(self) -> None:
         self.internal_errors += 1
@@ -91,6 +103,10 @@ class SessionStats:
             metrics.cache_bytes.labels(operation).inc(result.bytes)
             if result.seconds:
                 metrics.cache_seconds.labels(operation).observe(result.seconds)
+        for direction, (files, size) in self.objects.items():
+            metrics.objects.labels(direction).inc(files)
+            metrics.object_bytes.labels(direction).inc(size)
+        metrics.object_fallbacks.inc(self.object_fallbacks)
         if self.files_failed:
             metrics.artifact_failures.labels(self.files_failed).inc()
         for seconds in self.command_seconds:

@@ -18,6 +18,7 @@ from agent.domain.errors import ActionFailed, AgentError
 from agent.domain.session_state import Feature
 from agent.local_scheduler.agent_stream import AgentStream, OutOfOrder
 from agent.local_scheduler.local_service import FilesNotStored, LocalService, aborts
+from agent.local_scheduler.storage.grants import ObjectGrants
 from agent.local_scheduler.storage.inputs import InputReader, selected_inputs
 from agent.local_scheduler.storage.store import StoreFailed
 from agent.local_scheduler.storage.uploads import Upload, UploadRefused
@@ -50,6 +51,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         self.dispatcher = dispatcher
         self.registry = dispatcher.registry
         self.access = access
+        self.grants = ObjectGrants(dispatcher.options.objects)
 
     async def Connect(  # noqa: N802 - the contract's name
         self,
@@ -191,6 +193,31 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             finally:
                 record.download = None
 
+    async def GrantObjects(  # noqa: N802 - the contract's name
+        self,
+        request: agent_pb2.GrantRequest,
+        context: grpc.aio.ServicerContext[agent_pb2.GrantRequest, agent_pb2.GrantReply],
+    ) -> agent_pb2.GrantReply:
+        """Sign requests for objects of one action."""
+        await self.access.check_agent(context)
+        async with aborts(context):
+            key = Key(request.action_id, request.attempt, request.claim)
+            return await self.grants.grant(self.registry.record_for_transfer(key), key, request.objects)
+        raise AssertionError("abort raises")
+
+    async def CompleteObjects(  # noqa: N802 - the contract's name
+        self,
+        request: agent_pb2.CompleteRequest,
+        context: grpc.aio.ServicerContext[agent_pb2.CompleteRequest, agent_pb2.CompleteReply],
+    ) -> agent_pb2.CompleteReply:
+        """Complete or abort objects that one action puts in parts."""
+        await self.access.check_agent(context)
+        async with aborts(context):
+            key = Key(request.action_id, request.attempt, request.claim)
+            self.registry.record_for_transfer(key)
+            return await self.grants.complete(key, request.objects)
+        raise AssertionError("abort raises")
+
     async def upload(
         self, key: Key, first: agent_pb2.ArtifactChunk, requests: AsyncIterator[agent_pb2.ArtifactChunk]
     ) -> agent_pb2.UploadReceipt:
@@ -206,7 +233,10 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
         store = self.registry.store
         folder = store.folder(record.state.pipeline)
         try:
-            upload = await asyncio.to_thread(Upload, folder, record.plan.name, durable=store.durable)
+            names = self.grants.names_of(key)
+            upload = await asyncio.to_thread(
+                Upload, folder, record.plan.name, durable=store.durable, object_names=names
+            )
             record.upload = upload
             try:
                 files = await self.store_upload(record, upload, key, first, requests)

@@ -19,6 +19,7 @@ from agent.domain.errors import AgentError
 from agent.domain.outcome import Result
 from agent.local_scheduler.registry import PipelineExists, PipelineIdInvalid, PipelineUnknown, StaleAttempt
 from agent.local_scheduler.storage.downloads import open_stored
+from agent.local_scheduler.storage.grants import StoreAway, StoreRefuses
 from agent.local_scheduler.storage.inputs import FileGone, InputsUnusable
 from agent.local_scheduler.storage.store import StoreFailed
 from agent.local_scheduler.storage.uploads import UploadRefused
@@ -92,6 +93,8 @@ STATUS_CODES: dict[type[AgentError], grpc.StatusCode] = {
     FileGone: grpc.StatusCode.NOT_FOUND,
     InputsUnusable: grpc.StatusCode.NOT_FOUND,
     StoreFailed: grpc.StatusCode.UNAVAILABLE,
+    StoreAway: grpc.StatusCode.UNAVAILABLE,
+    StoreRefuses: grpc.StatusCode.FAILED_PRECONDITION,
     StaleAttempt: grpc.StatusCode.FAILED_PRECONDITION,
     UploadRefused: grpc.StatusCode.INVALID_ARGUMENT,
     FilesNotStored: grpc.StatusCode.RESOURCE_EXHAUSTED,

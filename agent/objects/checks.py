@@ -31,6 +31,9 @@ async def check_store(settings: ObjectSettings, sign_key_file: Path | None = Non
     if settings.issuer == "none":
         yield skipped(CHECK, "objects.issuer is none, so files go through the scheduler")
         return
+    if settings.issuer == "scheduler":
+        yield skipped(CHECK, "objects.issuer is scheduler, so only the scheduler has credentials for the store")
+        return
     store = ObjectStore(settings)
     key = f"{settings.prefix}/doctor/{secrets.token_hex(8)}"
     try:

@@ -1,4 +1,4 @@
-"""The grants of one collection of files: which objects a pod may put, and what they are called.
+"""Grants: which objects a pod may put and get, what they are called, and which side signs the requests.
 
 An `UploadGrants` lives as long as one collection. The names of its objects contain the claim, so an agent that another
 agent has fenced cannot overwrite the objects of the new owner.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
 from agent.objects.errors import StoreError
@@ -18,12 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from agent.domain.actions import Key
+    from agent.objects.signature import Credentials
     from agent.objects.store import ObjectStore
 
 # Maximum number of characters of the part of a name that stands for a path, and of one component. S3 allows 1024 bytes
 # in a name, and stores on a file system allow 255 in a component.
 MAX_NAME = 600
 MAX_COMPONENT = 200
+# Maximum number of files of one request for grants, and of parts of one file.
+MAX_BATCH = 30
+MAX_PARTS = 10_000
+SHA256_BYTES = 32
 
 # A request of a pod: the signed URL, and the headers that were signed with it.
 Request = dict[str, object]
@@ -63,8 +68,68 @@ def object_name(path: bytes) -> str:
     return f"files/{text}"
 
 
+class Grants(Protocol):
+    """The requests with which one collection puts its files. All methods raise StoreError or SchedulerError."""
+
+    async def requests(self, batch: Sequence[WantedObject]) -> list[list[Request]]:
+        """Return one request for each part of each file. A repeated call returns requests for the same objects."""
+
+    async def complete(self, wanted: WantedObject, etags: Sequence[str]) -> StoredName:
+        """Return the name of an object whose parts are stored, with these ETags."""
+
+    async def abort(self) -> None:
+        """Drop the parts of uploads that were not completed. Raises nothing."""
+
+
+class Issuer(Protocol):
+    """The side that signs requests for an object store: this agent or its scheduler. Lives as long as the agent."""
+
+    @property
+    def ca(self) -> str:
+        """Return the PEM certificates of the store's CA, "" for the CAs of the system."""
+
+    def has(self, uri: str) -> bool:
+        """Return whether this side may sign a request for the object with this name."""
+
+    def uploads(self, key: Key) -> Grants:
+        """Return the grants of a new collection of an attempt."""
+
+    async def input_urls(self, key: Key, uris: Sequence[str]) -> list[str]:
+        """Return a signed URL for each of these objects, which are inputs of an attempt.
+
+        Raises:
+            StoreError: there are no credentials, or the objects are no inputs of the attempt.
+            SchedulerError: the scheduler does not answer.
+        """
+
+
+class StoreIssuer:
+    """Signs requests with credentials of this process. `pool` is a part of the names of objects."""
+
+    def __init__(self, store: ObjectStore, pool: str) -> None:
+        self.store = store
+        self.pool = pool
+
+    @property
+    def ca(self) -> str:
+        return self.store.ca
+
+    def has(self, uri: str) -> bool:
+        return bool(self.store.key_of(uri))
+
+    def uploads(self, key: Key) -> UploadGrants:
+        return UploadGrants(self.store, object_folder(self.store.settings.prefix, self.pool, key))
+
+    async def input_urls(self, key: Key, uris: Sequence[str]) -> list[str]:  # noqa: ARG002 - an agent trusts its scheduler
+        credentials = await self.store.credentials()
+        return [self.store.sign(credentials, "GET", self.store.key_of(uri)) for uri in uris]
+
+
 class UploadGrants:
-    """Signs the requests of one collection, and completes the uploads in parts. Owned by the collection."""
+    """Signs the requests of one collection, and completes the uploads in parts. Owned by the collection.
+
+    `uploads` has the store's id of each upload in parts that is not complete, by the name of the object.
+    """
 
     def __init__(self, store: ObjectStore, folder: str) -> None:
         self.store = store
@@ -74,14 +139,17 @@ class UploadGrants:
     def name(self, wanted: WantedObject) -> str:
         return f"{self.folder}/{object_name(wanted.path)}"
 
-    async def requests(self, wanted: WantedObject) -> list[Request]:
-        """Return one request for each part of a file.
+    async def requests(self, batch: Sequence[WantedObject]) -> list[list[Request]]:
+        """Return one request for each part of each file.
 
         Raises:
             StoreError: the store refuses to begin an upload in parts, or there are no credentials.
         """
-        name = self.name(wanted)
         credentials = await self.store.credentials()
+        return [await self.sign_parts(wanted, credentials) for wanted in batch]
+
+    async def sign_parts(self, wanted: WantedObject, credentials: Credentials) -> list[Request]:
+        name = self.name(wanted)
         if len(wanted.parts) == 1:
             headers = checksum_header(wanted.sha256)
             return [{"url": self.store.sign(credentials, "PUT", name, headers=headers), "headers": headers}]
@@ -117,5 +185,5 @@ class UploadGrants:
             try:
                 await self.store.abort_upload(name, upload)
             except StoreError:
-                return
+                break
         self.uploads.clear()

@@ -22,7 +22,7 @@ from agent.objects.errors import StoreError, error_of_answer, xml_field
 from agent.objects.signature import encode, presign
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from agent.objects.signature import Credentials
     from agent.settings import ObjectSettings
@@ -44,6 +44,19 @@ def checksum_header(sha256: bytes) -> dict[str, str]:
     return {CHECKSUM: base64.b64encode(sha256).decode()}
 
 
+def read_ca(settings: ObjectSettings) -> str:
+    """Return the PEM certificates of the store's CA, "" for the CAs of the system.
+
+    Raises:
+        StoreError: the CA file cannot be read.
+    """
+    file = settings.ca_file
+    try:
+        return file.read_text(encoding="ascii") if file is not None else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"objects.ca_file: {file} cannot be read: {error}") from error
+
+
 class ObjectStore:
     """One bucket of an S3-compatible store. Owned by the application, lives as long as the agent."""
 
@@ -51,6 +64,7 @@ class ObjectStore:
         self.settings = settings
         self.source = CredentialSource(settings.credentials_file, settings.region, environ)
         self.trust: ssl.SSLContext | None = None
+        self.clock: Callable[[], float] = time.time
 
     def session(self) -> aiohttp.ClientSession:
         """Return a new HTTP session, for a few requests.
@@ -72,11 +86,7 @@ class ObjectStore:
         Raises:
             StoreError: the CA file cannot be read.
         """
-        file = self.settings.ca_file
-        try:
-            return file.read_text(encoding="ascii") if file is not None else ""
-        except (OSError, UnicodeDecodeError) as error:
-            raise StoreError(f"objects.ca_file: {file} cannot be read: {error}") from error
+        return read_ca(self.settings)
 
     # ---- names and URLs
 
@@ -118,7 +128,7 @@ class ObjectStore:
             self.url(key),
             credentials,
             self.settings.region,
-            time.time(),
+            self.clock(),
             GRANT_SECONDS,
             headers=headers,
             query=query,

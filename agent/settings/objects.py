@@ -13,10 +13,11 @@ from agent.settings.field_types import Duration, Section, Size
 class ObjectSettings(Section):
     """An object store with the protocol of S3. Pods put artifacts into it and get inputs from it directly."""
 
-    issuer: Literal["none", "agent"] = Field(
+    issuer: Literal["none", "agent", "scheduler"] = Field(
         "none",
         description="Which side signs the URLs of objects. With `none`, no object store is used, "
-        "and files go through the API server, the agent and the scheduler.",
+        "and files go through the API server, the agent and the scheduler. With `scheduler`, the agent needs no "
+        "credentials, and `ca_file`, the limits and `fallback` are the only other keys that it reads.",
     )
     endpoint: str = Field(
         "",
@@ -50,11 +51,15 @@ class ObjectSettings(Section):
     @model_validator(mode="after")
     def complete(self) -> ObjectSettings:
         """Refuse a store without an endpoint or a bucket."""
-        if self.issuer != "none":
-            for name in ("endpoint", "bucket"):
-                if not getattr(self, name):
-                    raise ValueError(f"objects.{name}: must be set, because objects.issuer is {self.issuer}")
+        if self.issuer == "agent":
+            for name in self.missing:
+                raise ValueError(f"objects.{name}: must be set, because objects.issuer is {self.issuer}")
         return self
+
+    @property
+    def missing(self) -> list[str]:
+        """Return the keys that are not set, and that the side that signs URLs needs."""
+        return [name for name in ("endpoint", "bucket") if not getattr(self, name)]
 
 
 class CacheSettings(Section):

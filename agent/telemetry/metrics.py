@@ -85,6 +85,7 @@ NUDGE_RESULTS = ("accepted", "refused", "failed", "skipped")
 LOG_DROP_REASONS = ("line_limit", "total_limit", "gap")
 SESSION_STAGES = ("setup", "commands", "artifacts", "cleanup")
 ARTIFACT_FAILURE_REASONS = ("lost", "timeout", "broken", "refused", "store")
+OBJECT_DIRECTIONS = ("put", "got")
 # Kinds of messages on the stream, by direction.
 STREAM_MESSAGES = {
     "sent": ("register", "health", "event", "adopted"),
@@ -199,6 +200,13 @@ class Metrics:
         self.cache_seconds = self.histogram(
             "cache_seconds", "Time to restore or save one cache.", self.settings.phase_buckets, "operation"
         )
+        self.objects = self.counter(
+            "objects", "Files that pods put into the object store as artifacts, or got from it as inputs.", "direction"
+        )
+        self.object_bytes = self.counter("object_bytes", "Bytes of those files.", "direction")
+        self.object_fallbacks = self.counter(
+            "object_fallbacks", "Sessions whose files went through the scheduler, because the object store failed."
+        )
         self.artifact_failures = self.counter(
             "artifact_failures", "Sessions whose files could not be copied.", "reason"
         )
@@ -287,6 +295,8 @@ class Metrics:
                 self.cache_operations.labels(operation, kind)
         create_series(self.cache_bytes, CACHE_RESULTS)
         create_series(self.cache_seconds, CACHE_RESULTS)
+        create_series(self.objects, OBJECT_DIRECTIONS)
+        create_series(self.object_bytes, OBJECT_DIRECTIONS)
         create_series(self.request_wait, REQUEST_PRIORITIES)
         create_series(self.nudges, NUDGE_RESULTS)
         create_series(self.warm_pods, ("starting", "idle"))

@@ -1,8 +1,8 @@
 """Measure the agent on a running cluster: `make bench`.
 
-By default all experiments but `kwok` and `soak` run. `make bench BENCH=NAME` runs one experiment. The program prints
-the rows of each experiment, and all rows at the end. The exit code is 0 even if a row misses its target. The option
-`--out` names the folder for the result files.
+By default all experiments but `kwok`, `objects` and `soak` run. `make bench BENCH=NAME` runs one experiment. The
+program prints the rows of each experiment, and all rows at the end. The exit code is 0 even if a row misses its target.
+The option `--out` names the folder for the result files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tests.bench import bulk, burst, crowd, fair, faults, growth, kwok, lines, rate, report, start, wall, warm
+from tests.bench import bulk, burst, crowd, fair, faults, growth, kwok, lines, objects, rate, report, start, wall, warm
 from tests.e2e.lab import new_namespace
 
 if TYPE_CHECKING:
@@ -35,10 +35,11 @@ EXPERIMENTS: dict[str, Callable[[str], Coroutine[None, None, list[Row]]]] = {
     "burst": burst.measure,
     "lines": lines.measure,
     "bulk": bulk.measure,
+    "objects": objects.measure,
     "faults": faults.quick,
     "soak": faults.soak,
 }
-LONG = ("kwok", "soak")
+LONG = ("kwok", "objects", "soak")
 DEFAULT = [name for name in EXPERIMENTS if name not in LONG]
 
 

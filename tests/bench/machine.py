@@ -27,6 +27,14 @@ def memory_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def peak_of(pid: int) -> int:
+    """Return the largest resident memory that a process has had, in bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError(f"process {pid} has ended")
+
+
 def sockets_of(pid: int) -> int:
     """Return the number of open sockets of a process."""
     count = 0

@@ -27,6 +27,7 @@ from agent.protocol.wire import agent_pb2 as wire
 from agent.protocol.wire import agent_pb2_grpc
 from tests.bench import machine
 from tests.e2e import kube
+from tests.fakes.signs_nothing import SignsNothing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -105,7 +106,7 @@ class Stream:
     registered_at: float = 0.0
 
 
-class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
+class MinimalScheduler(SignsNothing):
     """A gRPC server for agents.
 
     It holds their streams, the sent actions, and the agent processes that it has started.
@@ -210,7 +211,7 @@ class MinimalScheduler(agent_pb2_grpc.SchedulerServicer):
                     self.take(stream, message.event)
 
     async def register(self, stream: Stream) -> None:
-        registered = wire.Registered(scheduler="bench")
+        registered = wire.Registered(scheduler="bench", features=["objects"])
         registered.health_interval.FromSeconds(10)
         registered.resume_grace.FromSeconds(60)
         stream.outgoing.put_nowait(wire.SchedulerMessage(registered=registered))

@@ -137,4 +137,4 @@ def pod_seconds(namespace: str) -> float:
     (node,) = (each["metadata"]["name"] for each in kube.get("nodes"))
     summary = json.loads(kube.kubectl("get", "--raw", f"/api/v1/nodes/{node}/proxy/stats/summary"))
     pods = [each for each in summary["pods"] if each["podRef"]["namespace"] == namespace]
-    return float(sum(each["cpu"].get("usageCoreNanoSeconds", 0) for each in pods)) / 1e9
+    return float(sum(each.get("cpu", {}).get("usageCoreNanoSeconds", 0) for each in pods)) / 1e9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BUCKET = "artifacts"
+# Folder of a bucket in which versitygw keeps the parts of uploads that are not complete.
+PRIVATE = ".sgwtmp/"
 
 
 class Store:
@@ -34,6 +37,7 @@ class Store:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """Return the settings of a side that signs URLs by itself."""
         return {
             "issuer": "agent",
             "endpoint": f"http://{self.address}:{self.port}",
@@ -52,6 +56,17 @@ class Store:
             )
         wait_until_listening(self.address, self.port, self.process)
 
+    def pause(self) -> None:
+        """Let the store accept connections and answer nothing, until `resume`."""
+        self.send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.send(signal.SIGCONT)
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
     def stop(self) -> None:
         if self.process is not None:
             self.process.kill()
@@ -62,7 +77,8 @@ class Store:
     def objects(self) -> dict[str, Path]:
         """Return the files behind the objects, by their names."""
         top = self.folder / BUCKET
-        return {path.relative_to(top).as_posix(): path for path in top.rglob("*") if path.is_file()}
+        found = {path.relative_to(top).as_posix(): path for path in top.rglob("*") if path.is_file()}
+        return {name: path for name, path in found.items() if not name.startswith(PRIVATE)}
 
 
 @contextmanager

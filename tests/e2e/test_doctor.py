@@ -137,9 +137,8 @@ def test_the_command_prints_every_check(namespace: str, tmp_path: Path) -> None:
         assert re.search(rf"^(ok|warning) +{probe_pod.OUTSIDE} ", well.stdout, re.MULTILINE)
         # A warning: the machine is slow.
         assert re.search(rf"^(ok|warning) +{warm_pod.WARM_POD} +an action began in a", well.stdout, re.MULTILINE)
-        assert (
-            len(well.stdout.splitlines()) == 4 + 3 + len(ALL) + 7 + 1
-        )  # Number of lines for the scheduler, the cluster, the rights, the probe pods, and the summary.
+        # Number of lines for the scheduler, the cluster, the rights, services, the probe pods, and the summary.
+        assert len(well.stdout.splitlines()) == 4 + 3 + len(ALL) + 1 + 7 + 1
     finally:
         scheduler.terminate()
         scheduler.wait(10)

@@ -5,24 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
+from tests.bench import machine
 from tests.e2e import kube
-from tests.e2e.lab import BUSYBOX, COMMAND, DEBIAN, Lab, open_lab
+from tests.e2e.lab import BUSYBOX, COMMAND, DEBIAN, Lab, open_lab, until
 from tests.e2e.object_store import Store, object_store
+from tests.e2e.test_adoption import QUICK
 from tests.e2e.test_files import NAMES, TRUTH, python
+from tests.faults.cluster.proxied_agent import api_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-BIG = 140_000_000
-MAKE_BIG = f'python3 -c \'import os; open("big", "wb").write(os.urandom({BIG}))\''
+    from tests.e2e.submission import Report
+
+FILES = 10_000
+MAKE_FILES = f'import os; os.mkdir("d"); [open(f"d/{{n}}", "w").write(str(n)) for n in range({FILES})]'
+CHECK_FILES = f'import os; print(all(open(f"d/{{n}}").read() == str(n) for n in range({FILES})), len(os.listdir("d")))'
+GIBIBYTE = 1 << 30
+MAKE_BIG = "dd if=/dev/urandom of=part bs=1M count=64 2>/dev/null; for n in $(seq 16); do cat part; done > big; rm part"
+PART = 70_000_000
+MAKE_PART = f'import os; open("big", "wb").write(os.urandom({PART}))'
 # The container of the commands must not see a URL, a key or the address of the store.
-LOOK = "cat /proc/*/environ /proc/*/cmdline 2>/dev/null | tr '\\000' '\\n' | grep -i -e 'x-a[m]z' || echo clean"
+LOOK = """
+{ cat /proc/*/environ /proc/*/cmdline | tr '\\000' '\\n'; cat /proc/*/maps /proc/self/mountinfo
+  find /.sealci -type f -exec cat {} +; env; set; } 2>/dev/null > /tmp/seen
+test -s /tmp/seen && grep -i -e 'x-a[m]z' -e 'aws[_]' -e ':'PORT /tmp/seen || echo clean
+"""
 
 
 @pytest.fixture
@@ -31,56 +46,154 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-@pytest.fixture
-def stored_lab(namespace: str, store: Store, tmp_path: Path) -> Iterator[Lab]:
-    config = tmp_path / "objects.yaml"
-    config.write_text(yaml.safe_dump({"objects": store.settings}))
+@contextmanager
+def stored_lab(namespace: str, store: Store, folder: Path, *, issuer: str = "agent", **settings: Any) -> Iterator[Lab]:
+    """Yield a lab whose scheduler knows the store. Its agents have credentials only if they are the `issuer`."""
+    config = folder / "objects.yaml"
+    config.write_text(yaml.safe_dump({"objects": store.settings | {"issuer": issuer}}))
+    agents = {"issuer": issuer} if issuer == "scheduler" else store.settings
     options = ("--objects", str(config))
-    with open_lab(namespace, tmp_path, scheduler_options=options, objects=store.settings) as lab:
+    with open_lab(namespace, folder, scheduler_options=options, objects=agents, **settings) as lab:
         lab.secret_values.append(store.secret)
-        lab.agent()
         yield lab
 
 
-def test_files_go_from_pod_to_store_to_pod(stored_lab: Lab, store: Store, tmp_path: Path) -> None:
-    reports = stored_lab.run(
-        {
-            "make": {"image": DEBIAN, "commands": [python(NAMES), MAKE_BIG, python(TRUTH)]},
-            "same": {"image": DEBIAN, "inputs": [{"from": "make"}], "commands": [LOOK, python(TRUTH)]},
-        }
-    )
-    made, same = reports["make"], reports["same"]
-    assert same.outcome == ("succeeded", None, 0), same
-    truth = json.loads(made.text.splitlines()[-1])
-    assert json.loads(same.text.splitlines()[-1]) == truth
-    assert "clean" in same.text
-    hashes = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in store.objects.values())
-    assert hashes == sorted(digest for digest, _ in truth.values())
-    assert made.files == {}, "the scheduler stores names"
-    pods = json.dumps(stored_lab.observer.states)
-    assert store.secret not in pods
-    assert f":{store.port}/" not in pods
-
-    file, out = tmp_path / "one.yaml", tmp_path / "out"
-    one = {"configuration": {"container": BUSYBOX}, "commands": ["echo one > one"]}
-    file.write_text(yaml.safe_dump(one))
-    submit = [*COMMAND, "submit", str(file), "--scheduler", stored_lab.address, "--plaintext", "--artifacts", str(out)]
-    done = subprocess.run(submit, env=kube.environment(), capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [path.read_text() for path in out.rglob("one")] == ["one\n"]
-
-
-def test_without_its_store_an_agent_sends_files_to_the_scheduler(stored_lab: Lab, store: Store) -> None:
-    checks = [*COMMAND, "doctor", "--only", "objects", "--config", str(stored_lab.folder / "objects.yaml")]
-    found = subprocess.run(checks, env=kube.environment(), capture_output=True, text=True, timeout=60, check=False)
-    assert found.returncode == 0, found.stdout
-    assert "an object was put, read and deleted" in found.stdout
-    assert store.objects == {}
-    store.stop()
-    found = subprocess.run(checks, env=kube.environment(), capture_output=True, text=True, timeout=60, check=False)
-    assert found.returncode == 1, found.stdout
-    stored_lab.objects = False
-    report = stored_lab.one(BUSYBOX, "echo one > one", artifacts={"paths": ["one"]})
+def stored(report: Report, store: Store, path: str) -> Path:
+    """Return the file behind the object that the scheduler has stored for a path."""
+    (name,) = [name for name in store.objects if name.endswith(f"/files/{path}")]
     assert report.outcome == ("succeeded", None, 0), report
-    assert "the files now go through the scheduler" in report.text
-    assert report.files["one"].read_text() == "one\n"
+    return store.objects[name]
+
+
+def test_files_go_from_pod_to_store_to_pod(namespace: str, store: Store, tmp_path: Path) -> None:
+    look = LOOK.replace("PORT", str(store.port))
+    with stored_lab(namespace, store, tmp_path, issuer="scheduler") as lab:
+        lab.agent()
+        reports = lab.run(
+            {
+                "make": {"image": DEBIAN, "commands": [python(NAMES), python(MAKE_PART), python(TRUTH)]},
+                "same": {"image": DEBIAN, "inputs": [{"from": "make"}], "commands": [look, python(TRUTH)]},
+            }
+        )
+        made, same = reports["make"], reports["same"]
+        assert same.outcome == ("succeeded", None, 0), same
+        truth = json.loads(made.text.splitlines()[-1])
+        assert json.loads(same.text.splitlines()[-1]) == truth
+        assert same.text.splitlines()[0] == "clean"
+        hashes = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in store.objects.values())
+        assert hashes == sorted(digest for digest, _ in truth.values())
+        assert made.files == {}, "the scheduler stores names"
+        seen = json.dumps(lab.observer.states) + kube.kubectl("get", "secrets", "-n", namespace, "-o", "json")
+        for word in (store.secret, f":{store.port}", "X-Amz"):
+            assert word not in seen
+
+        file, out = tmp_path / "one.yaml", tmp_path / "out"
+        file.write_text(yaml.safe_dump({"configuration": {"container": BUSYBOX}, "commands": ["echo one > one"]}))
+        submit = [*COMMAND, "submit", str(file), "--scheduler", lab.address, "--plaintext", "--artifacts", str(out)]
+        done = subprocess.run(submit, env=kube.environment(), capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert [path.read_text() for path in out.rglob("one")] == ["one\n"]
+
+
+def test_faults_of_the_store(namespace: str, store: Store, tmp_path: Path) -> None:
+    checks = [*COMMAND, "doctor", "--only", "objects", "--config", str(tmp_path / "objects.yaml")]
+    needs = {"image": BUSYBOX, "needs": ["wait"], "commands": ["cat one"]}
+    wait = {"image": BUSYBOX, "needs": ["make"], "commands": ["echo here; until test -e go; do sleep 0.1; done"]}
+    with stored_lab(namespace, store, tmp_path) as lab:
+        lab.agent()
+        submission = lab.start(
+            {
+                "make": {"image": BUSYBOX, "commands": ["echo one > one; echo two > two"]},
+                "wait": wait,
+                "flip": needs | {"inputs": [{"from": "make", "paths": ["one"]}]},
+                "gone": needs | {"inputs": [{"from": "make", "paths": ["two"]}]},
+            }
+        )
+        submission.until_running("wait", "here")
+        one, two = (store.objects[name] for name in sorted(store.objects))
+        one.write_bytes(b"One\n")
+        two.unlink()
+        go_on(namespace, "wait")
+        reports = submission.wait()
+        assert reports["flip"].outcome == ("failed", "INTERNAL", None)
+        assert "one has another sha256 than when it was stored" in reports["flip"].finished["message"]
+        assert reports["gone"].outcome == ("failed", "INPUT_MISSING", None)
+        assert "two is no longer in the object store (HTTP 404 NoSuchKey" in reports["gone"].finished["message"]
+
+        before = set(store.objects)
+        found = subprocess.run(checks, env=kube.environment(), capture_output=True, text=True, timeout=60, check=False)
+        assert found.returncode == 0, found.stdout
+        assert "an object was put, read and deleted" in found.stdout
+        assert set(store.objects) == before
+        store.stop()
+        found = subprocess.run(checks, env=kube.environment(), capture_output=True, text=True, timeout=60, check=False)
+        assert found.returncode == 1, found.stdout
+        lab.objects = False
+        report = lab.one(BUSYBOX, "echo one > one", artifacts={"paths": ["one"]})
+        assert report.outcome == ("succeeded", None, 0), report
+        assert "the files now go through the scheduler" in report.text
+        assert report.files["one"].read_text() == "one\n"
+
+
+def go_on(namespace: str, action: str) -> None:
+    """Create the file `go` in the workspace of an action."""
+    pod = pod_of(namespace, action)
+    kube.kubectl("exec", "-n", namespace, pod, "-c", "helper", "--", "touch", "/workspace/go")
+
+
+def pod_of(namespace: str, action: str) -> str:
+    """Return the name of the pod that runs an action."""
+    pods = json.loads(kube.kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
+    sessions = {
+        pod["metadata"]["name"]: json.loads(pod["metadata"]["annotations"]["sealci.dev/session"]) for pod in pods
+    }
+    (name,) = [name for name, session in sessions.items() if session["action_id"].endswith(f"/{action}")]
+    return str(name)
+
+
+def test_ten_thousand_files_and_a_gibibyte(namespace: str, store: Store, tmp_path: Path) -> None:
+    with api_proxy(tmp_path) as (proxy, kubeconfig), stored_lab(namespace, store, tmp_path) as lab:
+        agent = lab.agent(cluster={"kubeconfig": kubeconfig}, artifacts={"max_files": 2 * FILES})
+        pid = agent.process.pid
+        resident, crossed = machine.memory_of(pid), proxy.proxy.total
+        report = lab.one(DEBIAN, MAKE_BIG, artifacts={"paths": ["big"]})
+        assert stored(report, store, "big").stat().st_size == GIBIBYTE
+        assert proxy.proxy.total - crossed < 1 << 20, "the API server sees hashes and URLs only"
+        peak = machine.peak_of(pid)
+        assert peak - resident < 16 << 20, "the agent holds no file"
+        reports = lab.run(
+            {
+                "make": {"image": DEBIAN, "commands": [python(MAKE_FILES)]},
+                "same": {"image": DEBIAN, "inputs": [{"from": "make"}], "commands": [python(CHECK_FILES)]},
+            }
+        )
+        assert reports["same"].text.split() == ["True", str(FILES)]
+        assert machine.peak_of(pid) - resident < 64 << 20
+
+
+def test_uploads_that_are_cut_by_the_end_of_a_pod_and_of_an_agent(namespace: str, store: Store, tmp_path: Path) -> None:
+    with stored_lab(namespace, store, tmp_path, cluster=QUICK["cluster"]) as lab:
+        first = lab.agent()
+        make = {"image": DEBIAN, "commands": [python(MAKE_PART), "sha256sum big"], "artifacts": {"paths": ["big"]}}
+        same = {"image": DEBIAN, "commands": ["sha256sum big"], "inputs": [{"from": "agent"}]}
+        store.pause()
+        submission = lab.start({"agent": make, "pod": make, "same": same})
+        for name in ("agent", "pod"):
+            submission.until(name, uploads)
+        pod = pod_of(namespace, "pod")
+        kube.kubectl("delete", "pod", "-n", namespace, pod, "--grace-period=0", "--force")
+        submission.until("pod", lambda report: any(each["event"] == "finished" for each in report.events))
+        first.kill()
+        second = lab.agent()
+        until(lambda: "adopted a session" in second.log, "the second agent did not adopt")
+        store.resume()
+        reports = submission.wait()
+        assert reports["pod"].outcome == ("failed", "ARTIFACTS_FAILED", 0), reports["pod"]
+        assert reports["agent"].outcome == ("succeeded", None, 0), reports["agent"]
+        assert reports["same"].text == reports["agent"].text
+        claims = {name.split("/")[4] for name in store.objects if name.endswith("/files/big")}
+        assert "2" in claims, "the adopting agent has a folder of its own"
+
+
+def uploads(report: Report) -> bool:
+    return any(each["event"] == "stage" and each["stage"] == "artifacts" for each in report.events)

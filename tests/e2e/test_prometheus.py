@@ -18,7 +18,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e import kube
-from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, open_lab, until
+from tests.e2e.lab import BASH, BUSYBOX, DEBIAN, Lab, open_lab, until
 from tests.e2e.repository import repository
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ def test_alerts_and_dashboard_use_existing_metrics() -> None:
         "Is it healthy?",
         "Where does the time go?",
         "What fails, and whose fault is it?",
+        "Do warm pods pay off?",
+        "Where do files go?",
     ):
         assert question in titles
     shown = {re.sub(r"_(bucket|sum|count)$", "", each) for each in used}
@@ -144,17 +146,18 @@ def test_alerts_and_dashboard_use_existing_metrics() -> None:
 
 
 def busy(lab: Lab, folder: Path) -> None:
-    """Run one action of each kind: an action with a clone, a success, a failure, and a lost pod."""
+    """Run one action of each kind: an action with a clone, a success, one in a warm pod, a failure, and a lost pod."""
     with repository(folder) as url:
         reports = lab.run(
             {
                 "cloned": {"image": DEBIAN, "commands": ["cat file", "echo x > made"], "repo": {"url": url}},
                 "failing": {"image": BUSYBOX, "commands": ["exit 3"]},
                 "written": {"image": BUSYBOX, "commands": ["seq 20000", "echo x > made"]},
+                "warm": {"image": BASH, "commands": ["echo x > made"]},
             }
         )
     outcomes = {name: report.outcome[0] for name, report in reports.items()}
-    assert outcomes == {"cloned": "succeeded", "failing": "failed", "written": "succeeded"}
+    assert outcomes == {"cloned": "succeeded", "failing": "failed", "written": "succeeded", "warm": "succeeded"}
     lost = lab.start({"lost": {"image": BUSYBOX, "commands": ["echo begun", "sleep 100"]}})
     lost.until_running("lost", "begun")
     kube.kubectl("delete", "pods", "--all", "-n", lab.namespace, "--grace-period=0", "--force", "--wait=false")
@@ -163,9 +166,12 @@ def busy(lab: Lab, folder: Path) -> None:
 
 @pytest.fixture
 def scraped(namespace: str, tmp_path: Path) -> Iterator[tuple[Lab, Prometheus]]:
-    """Yield a lab with two agents of two slots, and a Prometheus that scrapes them."""
-    with open_lab(namespace, tmp_path, policy={"repository_schemes": ["git"]}, agent={"slots": 2}) as lab:
+    """Yield a lab with two agents of two slots, each with a warm pod, and a Prometheus that scrapes them."""
+    warm = {"pools": [{"image": BASH}]}
+    with open_lab(namespace, tmp_path, policy={"repository_schemes": ["git"]}, agent={"slots": 2}, warm=warm) as lab:
         agents = [lab.agent(), lab.agent()]
+        for agent in agents:
+            until(lambda: 'sealci_agent_warm_pods{state="idle"} 1.0' in agent.get("/metrics")[1], "no warm pod", 90)  # noqa: B023
         prometheus = Prometheus(tmp_path, {f"agent-{number}": agent.port for number, agent in enumerate(agents)})
         try:
             yield lab, prometheus
@@ -178,9 +184,10 @@ def test_every_query_of_the_dashboard_has_an_answer(scraped: tuple[Lab, Promethe
     before = [series(agent.get("/metrics")[1]) for agent in lab.agents]
     until(lambda: len(prometheus.query("sealci_agent_build_info")) == 2, "the agents are not scraped")
     busy(lab, tmp_path)
-    until(lambda: prometheus.query("sum(sealci_agent_actions_completed_total) >= 4"), "an action is not counted")
+    until(lambda: prometheus.query("sum(sealci_agent_actions_completed_total) >= 5"), "an action is not counted")
+    assert prometheus.query('sum(sealci_agent_warm_claims_total{result="warm"}) == 1')
     until(
-        lambda: prometheus.query('sum(sealci_agent_phase_duration_seconds_count{phase="cleanup"}) >= 3'),
+        lambda: prometheus.query('sum(sealci_agent_phase_duration_seconds_count{phase="cleanup"}) >= 4'),
         "a clean-up is not counted",
     )
     # For `rate()` to return a value, Prometheus needs a sample before and a sample after a change of a counter.
@@ -203,7 +210,7 @@ def test_every_query_of_the_dashboard_has_an_answer(scraped: tuple[Lab, Promethe
     faults = {(labels.get("fault", ""), labels.get("reason", "")) for labels, _ in ended}
     assert faults == {("", ""), ("user", "COMMAND_FAILED"), ("infrastructure", "POD_DELETED")}
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
-    assert len(rules) == 8
+    assert len(rules) == 9
     assert [rule for rule in rules if rule["health"] != "ok"] == []
     assert not [rule["name"] for rule in rules if rule["state"] == "firing"]
     assert [series(agent.get("/metrics")[1]) for agent in lab.agents] == before, "series appeared on the way"

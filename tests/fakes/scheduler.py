@@ -18,6 +18,7 @@ from grpc import aio
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.protocol.wire import agent_pb2_grpc
+from tests.fakes.signs_nothing import SignsNothing
 from tests.fakes.waiting import Changing
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Peer:
         self.outgoing.put_nowait(None)
 
 
-class FakeScheduler(Changing, agent_pb2_grpc.SchedulerServicer):
+class FakeScheduler(Changing, SignsNothing):
     """The gRPC server. A test sets some attributes to script the server's behaviour.
 
     Other attributes record messages.

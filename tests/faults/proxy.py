@@ -11,7 +11,7 @@ A Proxy lives as long as its `async with`. Its faults:
 - `stall`: no more data passes to the client that has received most.
 - `reset_after`: all connections end by RST, once, after a number of further bytes.
 
-`heal` ends the faults that do not end by themselves.
+`heal` ends the faults that do not end by themselves. `total` is the number of bytes that were forwarded, both ways.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Proxy:
         self.forwarded: Counter[asyncio.StreamWriter] = Counter()
         self.stalled: set[asyncio.StreamWriter] = set()
         self.budget = -1
+        self.total = 0
         self.pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.healed = asyncio.Event()
@@ -164,6 +165,7 @@ class Proxy:
 
         `up` is true for data that goes to the target.
         """
+        self.total += size
         if not up:
             self.forwarded[writer] += size
         if self.budget >= 0:

@@ -36,6 +36,8 @@ async def test_files_go_into_the_store_if_the_scheduler_stores_their_names() -> 
     sent = await life(rig, Script(objects=True))
     assert kinds(sent.uploads[0]) == {StoredObject}
     assert sent.outcome.result is Result.SUCCEEDED
+    assert rig.sample("objects_total", direction="put") == 1
+    assert rig.sample("object_bytes_total", direction="put") == len(Script().content)
 
 
 async def test_files_go_to_a_scheduler_that_stores_no_names() -> None:
@@ -51,6 +53,8 @@ async def test_without_its_store_the_files_go_to_the_scheduler() -> None:
     assert [kinds(upload) for upload in sent.uploads] == [{StoredObject}] * 3 + [{FileData}]
     assert sent.outcome.result is Result.SUCCEEDED
     assert b"connection refused; the files now go through the scheduler]" in sent.log
+    assert rig.sample("object_fallbacks_total") == 1
+    assert rig.sample("objects_total", direction="put") == 0
 
 
 async def test_without_a_fallback_the_store_is_the_reason() -> None:

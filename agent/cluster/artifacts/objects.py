@@ -21,20 +21,17 @@ from agent.domain.artifacts import FileEnd, FileStart, StoredObject
 from agent.domain.events import ArtifactSummary
 from agent.domain.observations import Collected
 from agent.objects.errors import StoreError
-from agent.objects.grants import WantedObject
+from agent.objects.grants import MAX_BATCH, MAX_PARTS, SHA256_BYTES, WantedObject
 
 if TYPE_CHECKING:
     from agent.cluster.api.exec import ExecStream
     from agent.cluster.artifacts.archive_reader import ArchiveLimits
     from agent.domain.actions import ArtifactRules
     from agent.domain.artifacts import FilePart
-    from agent.objects.grants import UploadGrants
+    from agent.objects.grants import Grants
 
 # Maximum number of bytes of a line of the program: 30 files, each with a path and up to 10,000 hashes of parts.
 MAX_LINE = 24 << 20
-MAX_BATCH = 30
-MAX_PARTS = 10_000
-SHA256_BYTES = 32
 # Number of bytes of one frame of the exec.
 FRAME_BYTES = 64 << 10
 
@@ -47,7 +44,7 @@ def objects_command(rules: ArtifactRules, limits: ArchiveLimits, *, workspace: s
 
 
 async def collect_objects(
-    stream: ExecStream, grants: UploadGrants, limits: ArchiveLimits, ca: str = ""
+    stream: ExecStream, grants: Grants, limits: ArchiveLimits, ca: str = ""
 ) -> AsyncGenerator[FilePart | Collected, None]:
     """Yield a start, a stored object and an end for each file, then `Collected`.
 
@@ -95,7 +92,7 @@ async def lines(stream: AsyncIterator[memoryview]) -> AsyncIterator[bytes]:
 class Conversation:
     """The agent's side of one exec of `send_objects`. Owned by `collect_objects`."""
 
-    def __init__(self, stream: ExecStream, grants: UploadGrants, limits: ArchiveLimits, ca: str) -> None:
+    def __init__(self, stream: ExecStream, grants: Grants, limits: ArchiveLimits, ca: str) -> None:
         self.stream = stream
         self.grants = grants
         self.limits = limits
@@ -118,7 +115,7 @@ class Conversation:
             self.batch = [self.wanted(each) for each in message["want"]]
             if len(self.batch) > MAX_BATCH:
                 raise ArchiveError("a batch is too large")
-            await self.send([await self.grants.requests(each) for each in self.batch])
+            await self.send(await self.grants.requests(self.batch))
             return []
         if "stored" in message:
             return [part for each in message["stored"] for part in await self.stored(each)]

@@ -46,7 +46,7 @@ RIGHTS = (
     Right("", "pods", "get", "look up a pod after the answer to its creation was lost"),
     Right("", "pods", "list", "list all pods at the start of the watch"),
     Right("", "pods", "watch", "follow all environments by one watch"),
-    Right("", "pods", "patch", "claim the session of a dead agent by a patch of its pod"),
+    Right("", "pods", "patch", "claim the session of a dead agent, or a warm pod, by a patch of the pod"),
     Right("", "pods", "delete", "delete the pod of an environment"),
     Right("", "pods/log", "get", "read logs"),
     Right("", "pods/exec", "get", "copy files out and stop commands by exec"),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from agent.cluster.environment.registry import OwnedEnvironment
     from agent.cluster.environment.watch import PodWatch
     from agent.domain.actions import Action
+    from agent.objects.grants import Issuer
     from agent.settings import Settings
 
 TIMINGS = EnvironmentTimings()
@@ -57,6 +58,7 @@ class PodBackend:
         facts: ClusterFacts,
         *,
         debug: DebugOptions | None = None,
+        issuer: Issuer | None = None,
         timings: EnvironmentTimings = TIMINGS,
     ) -> None:
         self.settings = settings
@@ -87,8 +89,8 @@ class PodBackend:
             nudges=NudgeSwitch(client, lambda: settings.environment.nudge_kubelet and facts.nudges, watch.watched_pods),
             warm=self.warm,
             debug=debug,
-            objects=ObjectStore(settings.objects) if settings.objects.issuer == "agent" else None,
             cache=cache_store(settings),
+            issuer=issuer,
             timings=timings,
         )
         self.class_contexts = {

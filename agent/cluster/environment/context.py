@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agent.cluster.pod.setup_status import SetupLimits
     from agent.cluster.warm.warm_pods import WarmPods
     from agent.objects.cache import CacheStore
-    from agent.objects.store import ObjectStore
+    from agent.objects.grants import Issuer
     from agent.settings import Settings
 
 
@@ -45,7 +45,8 @@ class Context:
     """What all environments of an agent share. Owned by the backend.
 
     `limits` bounds each part of a set-up. `copies` bounds how many environments copy files out at the same time, and
-    `live_logs` how many logs of services are followed.
+    `live_logs` how many logs of services are followed. `issuer` signs requests for the object store, None without
+    one.
     """
 
     settings: Settings
@@ -57,6 +58,6 @@ class Context:
     nudges: NudgeSwitch
     warm: WarmPods
     debug: DebugOptions | None
-    objects: ObjectStore | None
     cache: CacheStore | None
+    issuer: Issuer | None
     timings: EnvironmentTimings

@@ -316,7 +316,9 @@ class PodServices:
         return is_running(self.status(name)) or self.has_ended(name)
 
     def has_ended(self, name: str) -> bool:
-        return terminated_state(self.status(name)) is not None or self.environment.pod_state.pod is None
+        # Before the pod is created, it has no last state either.
+        state = self.environment.pod_state
+        return terminated_state(self.status(name)) is not None or (state.pod is None and state.last is not None)
 
     def status(self, name: str) -> Object | None:
         pod = self.environment.pod_state.pod or self.environment.pod_state.last or {}

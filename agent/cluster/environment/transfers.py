@@ -18,7 +18,7 @@ from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.pod import manifest
 from agent.cluster.pod.fields import helper_status
 from agent.domain.artifacts import InputFile
-from agent.objects.grants import UploadGrants, object_folder
+from agent.objects.grants import MAX_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.cluster.environment.context import Context
     from agent.cluster.environment.watch import PodState
-    from agent.domain.actions import ArtifactRules, Cache, CacheScope
+    from agent.domain.actions import ArtifactRules, Cache, CacheScope, Key
     from agent.domain.artifacts import FileData, FilePart
     from agent.domain.events import CacheResult
     from agent.domain.observations import Collected
-    from agent.objects.store import ObjectStore
+    from agent.objects.grants import Issuer
 
 # Maximum number of files of one action in the object store.
 MAX_OBJECTS = 100_000
@@ -58,11 +58,11 @@ class FileTransfers:
     @property
     def has_object_store(self) -> bool:
         """Return whether the pod can put files into an object store."""
-        return self.context.objects is not None
+        return self.context.issuer is not None
 
     def has_object(self, uri: str) -> bool:
         """Return whether the pod can read this file of an object store."""
-        return self.context.objects is not None and bool(self.context.objects.key_of(uri))
+        return self.context.issuer is not None and self.context.issuer.has(uri)
 
     def copy_turn(self) -> AbstractAsyncContextManager[None]:
         return self.context.copies
@@ -71,29 +71,23 @@ class FileTransfers:
         self, rules: ArtifactRules, seconds: float, *, objects: bool = False
     ) -> AsyncGenerator[FilePart | Collected, None]:
         """Copy the files that match `rules` out of the pod, within `seconds`. The last item is `Collected`."""
-        store = self.context.objects
-        items = self.stored(store, rules, seconds) if objects and store else self.copied(rules, seconds)
+        issuer = self.context.issuer
+        items = self.stored(issuer, rules, seconds) if objects and issuer else self.copied(rules, seconds)
         async with aclosing(items):
             async for item in items:
                 yield item
 
     def copied(self, rules: ArtifactRules, seconds: float) -> AsyncGenerator[FilePart | Collected, None]:
         """Copy files through the API server."""
-        settings = self.context.settings.artifacts
 
         def open_exec(argv: list[str], seconds: float) -> ExecStream:
             return ExecStream(self.client, self.helper_container, argv, seconds=seconds)
 
-        limits = ArchiveLimits(
-            files=settings.max_files,
-            file_bytes=settings.max_file_size,
-            total_bytes=settings.max_total_size,
-            seconds=seconds,
-        )
+        limits = ArchiveLimits.of(self.context.settings.artifacts, seconds)
         return collect.collect(open_exec, rules, limits, workspace=self.workspace)
 
     def stored(
-        self, store: ObjectStore, rules: ArtifactRules, seconds: float
+        self, issuer: Issuer, rules: ArtifactRules, seconds: float
     ) -> AsyncGenerator[FilePart | Collected, None]:
         """Let the pod put files into the object store."""
         settings = self.context.settings
@@ -105,19 +99,18 @@ class FileTransfers:
         )
         argv = objects.objects_command(rules, limits, workspace=self.workspace)
         stream = ExecStream(self.client, self.helper_container, argv, seconds=seconds, stdin=True)
-        folder = object_folder(settings.objects.prefix, settings.agent.pool, self.plan.action.key)
-        return objects.collect_objects(stream, UploadGrants(store, folder), limits, store.ca)
+        return objects.collect_objects(stream, issuer.uploads(self.plan.action.key), limits, issuer.ca)
 
     async def receive_inputs(self, items: AsyncIterator[InputFile | FileData], seconds: float) -> None:
         """Copy files into the workspace within `seconds`, then let the commands start."""
         gated = bool(self.plan.action.services)
         argv = deliver.deliver_command(self.workspace, manifest.GO, snapshot=self.plan.wants_snapshot, gated=gated)
         stream = ExecStream(self.client, self.helper_container, argv, seconds=seconds, stdin=True)
-        if (store := self.context.objects) is None:
+        if (issuer := self.context.issuer) is None:
             await deliver.deliver(stream, items)
             return
-        async with aclosing(with_urls(store, items)) as signed:
-            await deliver.deliver(stream, signed, store.ca)
+        async with aclosing(with_urls(issuer, self.plan.action.key, items)) as signed:
+            await deliver.deliver(stream, signed, issuer.ca)
 
     # ---- caches
 
@@ -164,16 +157,30 @@ class FileTransfers:
 
 
 async def with_urls(
-    store: ObjectStore, items: AsyncIterator[InputFile | FileData]
+    issuer: Issuer, key: Key, items: AsyncIterator[InputFile | FileData]
 ) -> AsyncGenerator[InputFile | FileData, None]:
-    """Yield the items. Files of the object store get a signed URL.
+    """Yield the items in order. Files of the object store get a signed URL, some at a time.
 
     Raises:
-        StoreError: there are no credentials.
+        StoreError: there are no credentials, or the objects are no inputs of the attempt.
+        SchedulerError: the scheduler does not answer.
     """
+    batch: list[InputFile] = []
+
+    async def signed() -> list[InputFile]:
+        urls = await issuer.input_urls(key, [file.uri for file in batch]) if batch else []
+        found = [replace(file, url=url) for file, url in zip(batch, urls, strict=True)]
+        batch.clear()
+        return found
+
     async for item in items:
         if isinstance(item, InputFile) and item.uri:
-            url = store.sign(await store.credentials(), "GET", store.key_of(item.uri))
-            yield replace(item, url=url)
-        else:
+            batch.append(item)
+            if len(batch) < MAX_BATCH:
+                continue
+        for file in await signed():
+            yield file
+        if not isinstance(item, InputFile) or not item.uri:
             yield item
+    for file in await signed():
+        yield file

@@ -96,7 +96,7 @@ class Adoption:
             if self.open_for() and time.monotonic() >= self.paused_until and self.is_adoptable(pod):
                 whole_pod = self.watch.read(pod["metadata"]["name"])
                 # A warm pod without an action has nothing that is worth an adoption. The sweep deletes it.
-                if whole_pod is not None and not is_idle(whole_pod):
+                if whole_pod is not None and not is_idle(whole_pod) and not self.is_replaced(whole_pod):
                     await self.claim(whole_pod)
         self.metrics.unreadable.set(len(self.unreadable_uids))
 
@@ -107,6 +107,17 @@ class Adoption:
             return False
         # A pod with this agent's own id is adoptable if the API server has applied a claim whose answer was lost.
         return name in self.registry.claimed_names if agent == self.backend.agent_id else self.leases.is_gone(agent)
+
+    def is_replaced(self, pod: Object) -> bool:
+        """Return whether the former agent has deleted this warm pod and has given its action another pod.
+
+        The session continues in the other pod. The end of this pod must not become the outcome.
+        """
+        if not pod["metadata"].get("deletionTimestamp") or session_annotation.claimed_at_of(pod) is None:
+            return False
+        attempt = attempt_of(pod)
+        others = (each for each in self.watch.pods.values() if each["metadata"]["uid"] != pod["metadata"]["uid"])
+        return any(attempt_of(each) == attempt and not each["metadata"].get("deletionTimestamp") for each in others)
 
     async def claim(self, pod: Object) -> None:
         """Try to claim a pod and to start its session. Another agent can claim the pod first.
@@ -163,3 +174,9 @@ class Adoption:
             if error.status and not error.retryable:
                 self.registry.drop_claim(meta["name"])
             return None
+
+
+def attempt_of(pod: Object) -> tuple[str, str]:
+    """Return the labels that name the attempt of a pod."""
+    found = pod["metadata"].get("labels", {})
+    return found.get(labels.ACTION, ""), found.get(labels.ATTEMPT, "")

@@ -88,7 +88,7 @@ async def send_files(session: Session, environment: Environment, settings: Setti
         if failure.reason is not Reason.OBJECT_STORE_UNAVAILABLE or not falls_back:
             raise
         await session.reporter.write_log(f"[{failure.message}; the files now go through the scheduler]")
-        session.stats.files_not_stored("")
+        session.stats.fell_back()
         await copy_files(session, environment, seconds)
 
 
@@ -105,10 +105,10 @@ async def copy_files(
     """
     rules = session.action.collected
     attempt = CopyAttempt(environment, rules)
-    turns = Turns(environment, seconds)
+    turns, errors = Turns(environment, seconds), Errors()
     try:
         async with asyncio.timeout(seconds) as limit:
-            async for each in retrying(session, session.stats.upload_retried, tries if objects else 0):
+            async for each in retrying(session, session.stats.upload_retried, errors, tries if objects else 0):
                 with each:
                     async with turns.turn(limit):
                         attempt = CopyAttempt(environment, rules, limit.when() or 0.0, objects=objects)
@@ -116,25 +116,39 @@ async def copy_files(
     except NoTurn as error:
         raise files_failed(session, "timeout", str(error)) from error
     except TimeoutError as error:
+        if errors.of_store:
+            raise not_stored(session, f"{errors.last}; tried for {seconds:g} s") from error
         late = f"the files could not be copied within {seconds:g} s; {attempt.progress}"
         raise files_failed(session, "timeout", late) from error
     except (ClusterError, SchedulerError) as error:
         if isinstance(error, ClusterError) and error.reason is Reason.OBJECT_STORE_UNAVAILABLE:
-            session.stats.files_not_stored("store")
-            text = f"the files could not be put into the object store: {error}"
-            raise ActionFailed(Stage.ARTIFACTS, error.reason, text) from error
+            raise not_stored(session, error.message) from error
         raise files_failed(session, "broken", f"the files could not be copied: {error}; {attempt.progress}") from error
     if attempt.collected is None:
         raise files_failed(session, "broken", "the files were not collected to their end")
+    if objects:
+        session.stats.objects_moved("put", attempt.files, attempt.bytes)
     await report_left_out(session, attempt.collected.summary)
     if attempt.collected.refused:
         raise files_failed(session, "refused", attempt.collected.refused)
 
 
-def retrying(session: Session, retried: Callable[[], None], tries: int = 0) -> AsyncRetrying:
+class Errors:
+    """The error after which the last try of a copy was repeated, None before the first repetition."""
+
+    def __init__(self) -> None:
+        self.last: BaseException | None = None
+
+    @property
+    def of_store(self) -> bool:
+        """Return whether the object store was the cause."""
+        return isinstance(self.last, ClusterError) and self.last.reason is Reason.OBJECT_STORE_UNAVAILABLE
+
+
+def retrying(session: Session, retried: Callable[[], None], errors: Errors, tries: int = 0) -> AsyncRetrying:
     """Return the loop that retries the copy of a session's files. It calls `retried` before each new try.
 
-    `tries` 0 means as many as the timings of the session allow.
+    `errors` gets the error of each try that is repeated. `tries` 0 means as many as the timings of the session allow.
     """
     backoff = session.timings.upload_backoff
 
@@ -146,7 +160,8 @@ def retrying(session: Session, retried: Callable[[], None], tries: int = 0) -> A
 
     def count(state: RetryCallState) -> None:
         retried()
-        error = session.reporter.mask_text(str(state.outcome.exception() if state.outcome else None))
+        errors.last = state.outcome.exception() if state.outcome else None
+        error = session.reporter.mask_text(str(errors.last))
         log.warning("copying files broke and starts again", action=session.key.action_id, error=error)
 
     return AsyncRetrying(
@@ -249,6 +264,13 @@ def files_failed(session: Session, why: str, message: str) -> ActionFailed:
     """Return the failure of stage ARTIFACTS with `message`, and count it. `why` is the value of the metric's label."""
     session.stats.files_not_stored(why)
     return ActionFailed(Stage.ARTIFACTS, Reason.ARTIFACTS_FAILED, message)
+
+
+def not_stored(session: Session, why: str) -> ActionFailed:
+    """Return the failure of stage ARTIFACTS if the object store cannot be used, and count it."""
+    session.stats.files_not_stored("store")
+    text = f"the files could not be put into the object store: {why}"
+    return ActionFailed(Stage.ARTIFACTS, Reason.OBJECT_STORE_UNAVAILABLE, text)
 
 
 async def report_left_out(session: Session, summary: ArtifactSummary) -> None:

@@ -16,7 +16,7 @@ from agent.aio import cancelled_on_exit, first_of
 from agent.domain.artifacts import FileData, FileEnd, FileStart, InputFile
 from agent.domain.errors import ActionFailed, ClusterError, InputMissing, Reason, SchedulerError, Stage
 from agent.execution.commands import last_observation
-from agent.execution.files.artifacts import NoTurn, Turns, retrying
+from agent.execution.files.artifacts import Errors, NoTurn, Turns, retrying
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -66,10 +66,10 @@ async def copy_inputs(session: Session, environment: Environment, settings: Sett
     if session.action.inputs:
         await session.reporter.enter(Stage.SETUP, f"copying {what}")
     began = time.monotonic()
-    turns = Turns(environment, timeout)
+    turns, errors = Turns(environment, timeout), Errors()
     try:
         async with asyncio.timeout(timeout) as limit:
-            async for each in retrying(session, session.stats.input_retried):
+            async for each in retrying(session, session.stats.input_retried, errors):
                 with each:
                     async with turns.turn(limit):
                         seconds = (limit.when() or 0.0) - asyncio.get_running_loop().time()
@@ -80,7 +80,9 @@ async def copy_inputs(session: Session, environment: Environment, settings: Sett
     except NoTurn as error:
         raise failed(Reason.INTERNAL, str(error)) from error
     except TimeoutError as error:
-        raise failed(Reason.INTERNAL, f"they were not copied within {timeout:g} s") from error
+        reason = Reason.OBJECT_STORE_UNAVAILABLE if errors.of_store else Reason.INTERNAL
+        why = f": {errors.last}" if errors.of_store else ""
+        raise failed(reason, f"they were not copied within {timeout:g} s{why}") from error
     except ClusterError as error:
         raise failed(error.reason, error.message) from error
     except SchedulerError as error:
@@ -89,6 +91,8 @@ async def copy_inputs(session: Session, environment: Environment, settings: Sett
         return
     seconds = time.monotonic() - began
     session.stats.inputs_received(files, size, seconds)
+    objects = [file for each in session.action.inputs if is_stored(environment, each) for file in each.files]
+    session.stats.objects_moved("got", len(objects), sum(file.size for file in objects))
     rate = size / 1e6 / max(seconds, 0.001)
     await session.reporter.enter(Stage.SETUP, f"copied {what}, in {seconds:.1f} s ({rate:.1f} MB/s)")
 
@@ -122,6 +126,11 @@ def checked_totals(
     return len(files), size
 
 
+def is_stored(environment: Environment, each: Input) -> bool:
+    """Return whether the pod can read all files of an input from the object store."""
+    return bool(each.files) and all(environment.has_object(file.uri) for file in each.files)
+
+
 async def checked_items(session: Session, environment: Environment) -> AsyncGenerator[InputFile | FileData, None]:
     """Yield the files of all inputs and their data, with paths relative to the workspace.
 
@@ -130,7 +139,7 @@ async def checked_items(session: Session, environment: Environment) -> AsyncGene
         SchedulerError: the scheduler sends other files than the action names, or a call broke.
     """
     for number, each in enumerate(session.action.inputs, 1):
-        if each.files and all(environment.has_object(file.uri) for file in each.files):
+        if is_stored(environment, each):
             # The pod reads these files itself.
             for file in each.files:
                 yield replace(file, path=each.target(file))

@@ -122,13 +122,15 @@ class ActionFolder:
 class Upload:
     """One upload call, from its header until `finish` or `abandon`. Files arrive in a staging folder of the upload.
 
+    The names of objects must begin with `object_names`.
     `start` is the file that is being received, None between two files. `complete`: the end of the upload has arrived.
     """
 
-    def __init__(self, folder: Path, action: str, *, durable: bool) -> None:
+    def __init__(self, folder: Path, action: str, *, durable: bool, object_names: str = "") -> None:
         self.folder = folder
         self.action = action
         self.durable = durable
+        self.object_names = object_names
         folder.mkdir(parents=True, exist_ok=True)
         self.staging = Path(tempfile.mkdtemp(prefix=".upload-", dir=folder))
         self.files: list[FileStored] = []
@@ -207,6 +209,8 @@ class Upload:
         """Keep the name of the file that is being received. Its content is in an object store."""
         if self.start is None or self.file_bytes or self.uri or not 0 < len(uri) <= MAX_URI:
             raise UploadRefused("the name of an object without a file, or a name that is too long")
+        if not uri.startswith(self.object_names):
+            raise UploadRefused(f"{uri[:200]!r} is not the name of an object that this attempt has put")
         self.uri = uri
 
     def finish_file(self, sha256: bytes) -> None:

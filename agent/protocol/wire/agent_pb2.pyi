@@ -237,6 +237,28 @@ OBJECT_STORE_UNAVAILABLE: Reason.ValueType  # 40
 """the object store did not answer in time or refused a request"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
+class _Purpose:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Purpose.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PURPOSE_UNSPECIFIED: _Purpose.ValueType  # 0
+    ARTIFACT: _Purpose.ValueType  # 1
+    """put a file of the session"""
+    INPUT: _Purpose.ValueType  # 2
+    """get a file of one of the session's inputs"""
+
+class Purpose(_Purpose, metaclass=_PurposeEnumTypeWrapper):
+    """What GrantRequest and CompleteRequest want with an object."""
+
+PURPOSE_UNSPECIFIED: Purpose.ValueType  # 0
+ARTIFACT: Purpose.ValueType  # 1
+"""put a file of the session"""
+INPUT: Purpose.ValueType  # 2
+"""get a file of one of the session's inputs"""
+Global___Purpose: _TypeAlias = Purpose  # noqa: Y015
+
 @_typing.final
 class AgentMessage(_message.Message):
     """---------------------------------------------------------------------------------------------- agent to scheduler
@@ -2315,6 +2337,290 @@ class StoredFile(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StoredFile: _TypeAlias = StoredFile  # noqa: Y015
+
+@_typing.final
+class GrantRequest(_message.Message):
+    """Objects that the pod of a session wants to put or get. Sent by the agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    attempt: _builtins.int
+    claim: _builtins.int
+    agent_id: _builtins.str
+    """as in Register"""
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___WantedObject]:
+        """at most 30"""
+
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        claim: _builtins.int = ...,
+        agent_id: _builtins.str = ...,
+        objects: _abc.Iterable[Global___WantedObject] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "agent_id", b"agent_id", "attempt", b"attempt", "claim", b"claim", "objects", b"objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantRequest: _TypeAlias = GrantRequest  # noqa: Y015
+
+@_typing.final
+class WantedObject(_message.Message):
+    """One object of a GrantRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    PART_SHA256_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    purpose: Global___Purpose.ValueType
+    path: _builtins.bytes
+    """ARTIFACT: as in FileStart"""
+    size: _builtins.int
+    """ARTIFACT: number of bytes"""
+    sha256: _builtins.bytes
+    """ARTIFACT: of the file; a signed header, so that the store refuses other bytes"""
+    upload: _builtins.str
+    """ARTIFACT: the upload of an earlier grant of this file, empty: a new one"""
+    uri: _builtins.str
+    """INPUT: as in InputFile"""
+    @_builtins.property
+    def part_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """ARTIFACT: sha256 of each part; one part: the object is put whole"""
+
+    def __init__(
+        self,
+        *,
+        purpose: Global___Purpose.ValueType = ...,
+        path: _builtins.bytes = ...,
+        size: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+        part_sha256: _abc.Iterable[_builtins.bytes] | None = ...,
+        upload: _builtins.str = ...,
+        uri: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part_sha256", b"part_sha256", "path", b"path", "purpose", b"purpose", "sha256", b"sha256", "size", b"size", "upload", b"upload", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WantedObject: _TypeAlias = WantedObject  # noqa: Y015
+
+@_typing.final
+class GrantReply(_message.Message):
+    """Sent by the scheduler."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectGrant]:
+        """in the order of the request"""
+
+    def __init__(
+        self,
+        *,
+        grants: _abc.Iterable[Global___ObjectGrant] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grants", b"grants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantReply: _TypeAlias = GrantReply  # noqa: Y015
+
+@_typing.final
+class ObjectGrant(_message.Message):
+    """The requests with which the pod puts or gets one object."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    upload: _builtins.str
+    """the store's id of an upload in parts, empty: the object is put whole"""
+    uri: _builtins.str
+    """name of the object: "s3://<bucket>/<name>" """
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedRequest]:
+        """one for each part"""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___SignedRequest] | None = ...,
+        upload: _builtins.str = ...,
+        uri: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests", "upload", b"upload", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObjectGrant: _TypeAlias = ObjectGrant  # noqa: Y015
+
+@_typing.final
+class SignedRequest(_message.Message):
+    """One HTTP request that the store accepts for some minutes. The pod sends the headers as they are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class HeadersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    URL_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    @_builtins.property
+    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignedRequest: _TypeAlias = SignedRequest  # noqa: Y015
+
+@_typing.final
+class CompleteRequest(_message.Message):
+    """Objects in parts whose parts are all stored, or that are given up. Sent by the agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    attempt: _builtins.int
+    claim: _builtins.int
+    agent_id: _builtins.str
+    """as in Register"""
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompletedObject]:
+        """at most 30"""
+
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        claim: _builtins.int = ...,
+        agent_id: _builtins.str = ...,
+        objects: _abc.Iterable[Global___CompletedObject] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "agent_id", b"agent_id", "attempt", b"attempt", "claim", b"claim", "objects", b"objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteRequest: _TypeAlias = CompleteRequest  # noqa: Y015
+
+@_typing.final
+class CompletedObject(_message.Message):
+    """One object of a CompleteRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    PART_SHA256_FIELD_NUMBER: _builtins.int
+    ETAGS_FIELD_NUMBER: _builtins.int
+    path: _builtins.bytes
+    """as in WantedObject"""
+    upload: _builtins.str
+    """as in ObjectGrant"""
+    @_builtins.property
+    def part_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """as in WantedObject"""
+
+    @_builtins.property
+    def etags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of each part, as the store returned it; empty: abort the upload"""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.bytes = ...,
+        upload: _builtins.str = ...,
+        part_sha256: _abc.Iterable[_builtins.bytes] | None = ...,
+        etags: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etags", b"etags", "part_sha256", b"part_sha256", "path", b"path", "upload", b"upload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletedObject: _TypeAlias = CompletedObject  # noqa: Y015
+
+@_typing.final
+class CompleteReply(_message.Message):
+    """Sent by the scheduler."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ETAGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def etags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of each object in the order of the request; empty for an aborted one"""
+
+    def __init__(
+        self,
+        *,
+        etags: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etags", b"etags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteReply: _TypeAlias = CompleteReply  # noqa: Y015
 
 @_typing.final
 class FileStart(_message.Message):

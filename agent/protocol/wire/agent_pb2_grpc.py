@@ -49,6 +49,16 @@ class SchedulerStub:
                 request_serializer=agent_dot_protocol_dot_wire_dot_agent__pb2.FetchInputRequest.SerializeToString,
                 response_deserializer=agent_dot_protocol_dot_wire_dot_agent__pb2.ArtifactChunk.FromString,
                 _registered_method=True)
+        self.GrantObjects = channel.unary_unary(
+                '/sealci.agent.v1.Scheduler/GrantObjects',
+                request_serializer=agent_dot_protocol_dot_wire_dot_agent__pb2.GrantRequest.SerializeToString,
+                response_deserializer=agent_dot_protocol_dot_wire_dot_agent__pb2.GrantReply.FromString,
+                _registered_method=True)
+        self.CompleteObjects = channel.unary_unary(
+                '/sealci.agent.v1.Scheduler/CompleteObjects',
+                request_serializer=agent_dot_protocol_dot_wire_dot_agent__pb2.CompleteRequest.SerializeToString,
+                response_deserializer=agent_dot_protocol_dot_wire_dot_agent__pb2.CompleteReply.FromString,
+                _registered_method=True)
 
 
 class SchedulerServicer:
@@ -94,6 +104,25 @@ class SchedulerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GrantObjects(self, request, context):
+        """Returns signed URLs with which the pod of a session puts or gets objects of an object store. Only an agent without
+        credentials for the store calls it (setting `objects.issuer: scheduler`), and only at a scheduler with the feature
+        `objects`. The scheduler chooses the names of objects that are put, and a later claim gets other names. A session
+        gets only the objects of its own inputs. The call may be repeated.
+        FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
+        UNAVAILABLE          the store does not answer; the agent repeats the copy
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteObjects(self, request, context):
+        """Completes or aborts objects that are put in parts. The statuses are those of GrantObjects.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +140,16 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.FetchInput,
                     request_deserializer=agent_dot_protocol_dot_wire_dot_agent__pb2.FetchInputRequest.FromString,
                     response_serializer=agent_dot_protocol_dot_wire_dot_agent__pb2.ArtifactChunk.SerializeToString,
+            ),
+            'GrantObjects': grpc.unary_unary_rpc_method_handler(
+                    servicer.GrantObjects,
+                    request_deserializer=agent_dot_protocol_dot_wire_dot_agent__pb2.GrantRequest.FromString,
+                    response_serializer=agent_dot_protocol_dot_wire_dot_agent__pb2.GrantReply.SerializeToString,
+            ),
+            'CompleteObjects': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteObjects,
+                    request_deserializer=agent_dot_protocol_dot_wire_dot_agent__pb2.CompleteRequest.FromString,
+                    response_serializer=agent_dot_protocol_dot_wire_dot_agent__pb2.CompleteReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -194,6 +233,60 @@ class Scheduler:
             '/sealci.agent.v1.Scheduler/FetchInput',
             agent_dot_protocol_dot_wire_dot_agent__pb2.FetchInputRequest.SerializeToString,
             agent_dot_protocol_dot_wire_dot_agent__pb2.ArtifactChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GrantObjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealci.agent.v1.Scheduler/GrantObjects',
+            agent_dot_protocol_dot_wire_dot_agent__pb2.GrantRequest.SerializeToString,
+            agent_dot_protocol_dot_wire_dot_agent__pb2.GrantReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteObjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealci.agent.v1.Scheduler/CompleteObjects',
+            agent_dot_protocol_dot_wire_dot_agent__pb2.CompleteRequest.SerializeToString,
+            agent_dot_protocol_dot_wire_dot_agent__pb2.CompleteReply.FromString,
             options,
             channel_credentials,
             insecure,

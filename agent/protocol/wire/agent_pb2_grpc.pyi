@@ -130,6 +130,16 @@ class SchedulerStub:
       NOT_FOUND            a file is no longer stored; the agent ends the attempt with INPUT_MISSING and the details
       FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
     """
+    GrantObjects: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GrantRequest, _agent_pb2.GrantReply]
+    """Returns signed URLs with which the pod of a session puts or gets objects of an object store. Only an agent without
+    credentials for the store calls it (setting `objects.issuer: scheduler`), and only at a scheduler with the feature
+    `objects`. The scheduler chooses the names of objects that are put, and a later claim gets other names. A session
+    gets only the objects of its own inputs. The call may be repeated.
+      FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
+      UNAVAILABLE          the store does not answer; the agent repeats the copy
+    """
+    CompleteObjects: _grpc.UnaryUnaryMultiCallable[_agent_pb2.CompleteRequest, _agent_pb2.CompleteReply]
+    """Completes or aborts objects that are put in parts. The statuses are those of GrantObjects."""
 
 @_typing.type_check_only
 class SchedulerAsyncStub(SchedulerStub):
@@ -162,6 +172,16 @@ class SchedulerAsyncStub(SchedulerStub):
       NOT_FOUND            a file is no longer stored; the agent ends the attempt with INPUT_MISSING and the details
       FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
     """
+    GrantObjects: _aio.UnaryUnaryMultiCallable[_agent_pb2.GrantRequest, _agent_pb2.GrantReply]  # type: ignore[assignment]
+    """Returns signed URLs with which the pod of a session puts or gets objects of an object store. Only an agent without
+    credentials for the store calls it (setting `objects.issuer: scheduler`), and only at a scheduler with the feature
+    `objects`. The scheduler chooses the names of objects that are put, and a later claim gets other names. A session
+    gets only the objects of its own inputs. The call may be repeated.
+      FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
+      UNAVAILABLE          the store does not answer; the agent repeats the copy
+    """
+    CompleteObjects: _aio.UnaryUnaryMultiCallable[_agent_pb2.CompleteRequest, _agent_pb2.CompleteReply]  # type: ignore[assignment]
+    """Completes or aborts objects that are put in parts. The statuses are those of GrantObjects."""
 
 class SchedulerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -209,5 +229,27 @@ class SchedulerServicer(metaclass=_abc_1.ABCMeta):
           NOT_FOUND            a file is no longer stored; the agent ends the attempt with INPUT_MISSING and the details
           FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
         """
+
+    @_abc_1.abstractmethod
+    def GrantObjects(
+        self,
+        request: _agent_pb2.GrantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.GrantReply, _abc.Awaitable[_agent_pb2.GrantReply]]:
+        """Returns signed URLs with which the pod of a session puts or gets objects of an object store. Only an agent without
+        credentials for the store calls it (setting `objects.issuer: scheduler`), and only at a scheduler with the feature
+        `objects`. The scheduler chooses the names of objects that are put, and a later claim gets other names. A session
+        gets only the objects of its own inputs. The call may be repeated.
+          FAILED_PRECONDITION  the attempt is over, or another agent has claimed it
+          UNAVAILABLE          the store does not answer; the agent repeats the copy
+        """
+
+    @_abc_1.abstractmethod
+    def CompleteObjects(
+        self,
+        request: _agent_pb2.CompleteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.CompleteReply, _abc.Awaitable[_agent_pb2.CompleteReply]]:
+        """Completes or aborts objects that are put in parts. The statuses are those of GrantObjects."""
 
 def add_SchedulerServicer_to_server(servicer: SchedulerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

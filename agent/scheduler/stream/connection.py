@@ -11,7 +11,7 @@ import asyncio
 import uuid
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -29,20 +29,27 @@ from agent.scheduler.stream.stream import DEFAULT_GRACE, DEFAULT_INTERVAL, PROTO
 from agent.scheduler.stream.upload import upload
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from google.protobuf.duration_pb2 import Duration
 
     from agent.domain.actions import Key
     from agent.domain.artifacts import FilePart
+    from agent.protocol.wire.agent_pb2_grpc import SchedulerAsyncStub
     from agent.scheduler.stream.health import HealthReporter
     from agent.scheduler.stream.inbox import Handlers
     from agent.scheduler.stream.outbox import Outbox
     from agent.settings import AgentSection, SchedulerSettings
     from agent.telemetry.metrics import Metrics
 
+    FileCall = Callable[[SchedulerAsyncStub, tuple[tuple[str, str], ...]], Awaitable["T"]]
+
+T = TypeVar("T")
+
 # Seconds until `close` stops waiting for the scheduler to end its side of the stream.
 CLOSE_TIMEOUT = 1.0
+# Seconds until a small call about files fails.
+REQUEST_SECONDS = 60.0
 
 log = structlog.get_logger(__name__)
 
@@ -137,21 +144,34 @@ class Connection:
             SchedulerError: the upload broke.
             Exception: whatever `parts` raises.
         """
+        receipt = await self.request(
+            lambda stub, metadata: upload(stub, key, self.identity.agent_id, parts, metadata), None
+        )
+        self.metrics.artifact_files.inc(receipt.files)
+        self.metrics.artifact_bytes.inc(receipt.bytes)
+
+    async def request(self, call: FileCall[T], seconds: float | None = REQUEST_SECONDS) -> T:
+        """Wait for a connection and make a call about files over it, within `seconds`. Return its answer.
+
+        Raises:
+            SchedulerError: the connection ended, or no answer came in time.
+            Exception: whatever `call` raises.
+        """
         while self.channels is None or not self.registered:
             await self.reconnector.connected.wait()
-        stub = self.channels.upload_stub()
+        channels = self.channels
         try:
-            async with asyncio.timeout(None) as end:
+            async with asyncio.timeout(seconds) as end:
                 self.uploads.add(end)
-                receipt = await upload(stub, key, self.identity.agent_id, parts, call_metadata(self.settings))
+                return await call(channels.upload_stub(), call_metadata(self.settings))
         except TimeoutError as error:
             if not end.expired():
                 raise
-            raise SchedulerError("the connection to the scheduler ended while files were sent") from error
+            late = seconds is not None and self.channels is channels
+            what = "did not answer in time" if late else "ended the connection"
+            raise SchedulerError(f"the scheduler {what} during a call about files") from error
         finally:
             self.uploads.discard(end)
-        self.metrics.artifact_files.inc(receipt.files)
-        self.metrics.artifact_bytes.inc(receipt.bytes)
 
     async def fetch(self, key: Key, number: int) -> AsyncGenerator[FilePart, None]:
         """Wait for a connection and yield the parts of an input's files. The caller sets the deadline.

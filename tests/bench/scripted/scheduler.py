@@ -24,6 +24,7 @@ from agent.domain.json import Object
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.protocol.wire import agent_pb2_grpc
+from tests.fakes.signs_nothing import SignsNothing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -69,7 +70,7 @@ class Peer:
         self.wake.set()
 
 
-class Scheduler(agent_pb2_grpc.SchedulerServicer):
+class Scheduler(SignsNothing):
     """A gRPC server with a queue of actions, which it sends to its agents."""
 
     def __init__(self) -> None:

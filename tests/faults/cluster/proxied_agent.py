@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 @contextmanager
 def proxied_agent(namespace: str, folder: Path, **settings: Any) -> Iterator[tuple[Lab, Agent, Threaded]]:
     """Yield a lab, its one agent, and the proxy through which the agent reaches the API server."""
+    with api_proxy(folder) as (proxy, kubeconfig), open_lab(namespace, folder) as lab:
+        try:
+            yield lab, lab.agent(cluster={"kubeconfig": kubeconfig}, **settings), proxy
+        finally:
+            proxy.fault("heal")
+
+
+@contextmanager
+def api_proxy(folder: Path) -> Iterator[tuple[Threaded, str]]:
+    """Yield a proxy in front of the API server, and the path of a kubeconfig that names the proxy."""
     kubeconfig = yaml.safe_load(kube.kubectl("config", "view", "--raw", "--minify"))
     cluster = kubeconfig["clusters"][0]["cluster"]
     proxy = Threaded(cluster["server"].removeprefix("https://"))
@@ -31,10 +41,6 @@ def proxied_agent(namespace: str, folder: Path, **settings: Any) -> Iterator[tup
     file = folder / "kubeconfig"
     file.write_text(yaml.safe_dump(kubeconfig))
     try:
-        with open_lab(namespace, folder) as lab:
-            try:
-                yield lab, lab.agent(cluster={"kubeconfig": str(file)}, **settings), proxy
-            finally:
-                proxy.fault("heal")
+        yield proxy, str(file)
     finally:
         proxy.close()

@@ -33,6 +33,7 @@ from agent.cluster.in_pod.files import (
     receive_inputs,
     receive_tree,
     send_objects,
+    store_client,
 )
 from agent.domain.paths import MAX_PATH_BYTES
 
@@ -42,8 +43,11 @@ PACKED = {
     "helper": [workspace, order, log_keeper, helper],
     "collect_files": [workspace, glob, collect_files],
     "receive_tree": [workspace, receive_tree],
-    "receive_inputs": [workspace, downloads, errand_lock, receive_inputs],
-    "caches": [workspace, glob, downloads, errand_lock, collect_files, send_objects, cache_archive, caches],
+    "receive_inputs": [workspace, store_client, downloads, errand_lock, receive_inputs],
+    "caches": [
+        *(workspace, glob, store_client, downloads, errand_lock),
+        *(collect_files, send_objects, cache_archive, caches),
+    ],
     "read_log": [order, read_log],
 }
 OLDEST_PYTHON = (3, 9)

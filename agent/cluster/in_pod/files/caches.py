@@ -22,6 +22,7 @@ from agent.cluster.in_pod.files.collect_files import Output
 from agent.cluster.in_pod.files.downloads import Downloads, Refused
 from agent.cluster.in_pod.files.errand_lock import DONE, LOCK, Lock, read_user, remove_folder
 from agent.cluster.in_pod.files.send_objects import ObjectSender, StoreUnavailable
+from agent.cluster.in_pod.files.store_client import StoreClient
 from agent.cluster.in_pod.workspace import USER
 
 TYPE_CHECKING = False
@@ -106,7 +107,10 @@ class CacheErrand:
         path = f"{self.temporary}/{ARCHIVE}"
         with open(path, "w+b") as file:
             header = {"url": wanted["url"], "size": wanted["size"], "path": "the archive"}
-            if self.downloads.download(file.fileno(), header) != wanted["sha256"]:
+            client = StoreClient(self.downloads.trust)
+            digest = self.downloads.download(client, file.fileno(), header)
+            client.close()
+            if digest != wanted["sha256"]:
                 raise Refused("digest", "the archive has another sha256 than its entry")
             file.seek(0)
             below = f"{self.temporary}/files"

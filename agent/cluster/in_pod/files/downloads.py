@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import queue
@@ -13,17 +12,25 @@ import ssl
 import threading
 import time
 from hashlib import sha256
-from urllib.parse import urlsplit
+
+from agent.cluster.in_pod.files.store_client import (
+    ANSWER_BYTES,
+    CONNECTIONS,
+    REQUEST_SECONDS,
+    STORE_ERRORS,
+    SUCCESS,
+    TRIES,
+    StoreClient,
+    explain,
+    may_pass,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-CONNECTIONS = 8  # number of files that are read from the object store at the same time
 WAITING = 64  # maximum number of files that wait for a connection, so that their URLs are fresh
-TRIES = 5  # number of tries for one file
-REQUEST_SECONDS = 60.0  # seconds without progress after which a request fails
 GONE = (404, 410)
 PIECE_BYTES = 256 * 1024  # number of bytes of one read
 
@@ -84,62 +91,58 @@ class Downloads:
 
     def download_all(self) -> None:
         """Read files until there are no more. This is the body of a thread. After a failure, files are skipped."""
-        while True:
-            item = self.waiting.get()
-            if item is None:
-                return
+        client = StoreClient(self.trust)
+
+        def copy(file: int, header: dict[str, Any]) -> str:
+            return self.download(client, file, header)
+
+        while (item := self.waiting.get()) is not None:
             if self.failures:
                 continue
             try:
-                self.receive(*item, self.download)
+                self.receive(*item, copy)
             except Refused as error:
                 self.failures.append(error)
             except OSError as error:
                 self.failures.append(Refused("broken", os.strerror(error.errno or 0)))
+        client.close()
 
-    def download(self, file: int, header: dict[str, Any]) -> str:
+    def download(self, client: StoreClient, file: int, header: dict[str, Any]) -> str:
         """Read a file from the object store into FILE, with retries. Return its SHA-256."""
         why = ""
         for attempt in range(TRIES):
             os.ftruncate(file, 0)
             os.lseek(file, 0, os.SEEK_SET)
             try:
-                status, digest = self.get(file, header)
-            except (OSError, http.client.HTTPException) as error:
+                answer = client.request("GET", header["url"], {"Accept-Encoding": "identity"}, REQUEST_SECONDS)
+                if answer.status == SUCCESS:
+                    return receive_body(answer, file, header["size"])
+                why = explain(answer, answer.read(ANSWER_BYTES), header["url"])
+            except STORE_ERRORS as error:
                 why = f"{type(error).__name__}: {error}"
+                client.close()
             else:
-                if status == 200:
-                    return digest
-                if status in GONE:
-                    raise Refused("missing", f"{header['path']} is no longer in the object store (HTTP {status})")
-                why = f"HTTP {status}"
-                if status < 500 and status not in (408, 425, 429):
+                client.close()
+                if answer.status in GONE:
+                    raise Refused("missing", f"{header['path']} is no longer in the object store ({why})")
+                if not may_pass(answer.status):
                     break
             time.sleep(min(5.0, 0.2 * 2**attempt))
         raise Refused("store", f"{header['path']}: {why}")
 
-    def get(self, file: int, header: dict[str, Any]) -> tuple[int, str]:
-        """Send one request. Return the status and the SHA-256 of the bytes that were written to FILE."""
-        url = urlsplit(header["url"])
-        if url.scheme == "https":
-            trust = self.trust or ssl.create_default_context()
-            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                url.netloc, timeout=REQUEST_SECONDS, context=trust
-            )
-        else:
-            connection = http.client.HTTPConnection(url.netloc, timeout=REQUEST_SECONDS)
-        digest, left = sha256(), header["size"]
-        with contextlib.closing(connection):
-            connection.request("GET", f"{url.path}?{url.query}", headers={"Accept-Encoding": "identity"})
-            answer = connection.getresponse()
-            while answer.status == 200 and left:
-                data = answer.read(min(left, PIECE_BYTES))
-                if not data:
-                    raise http.client.IncompleteRead(b"", left)
-                digest.update(data)
-                write_whole(file, data)
-                left -= len(data)
-            return answer.status, digest.hexdigest()
+
+def receive_body(answer: http.client.HTTPResponse, file: int, size: int) -> str:
+    """Write the SIZE bytes of an answer to FILE. Return their SHA-256."""
+    digest, left = sha256(), size
+    while left:
+        data = answer.read(min(left, PIECE_BYTES))
+        if not data:
+            raise http.client.IncompleteRead(b"", left)
+        digest.update(data)
+        write_whole(file, data)
+        left -= len(data)
+    answer.read()
+    return digest.hexdigest()
 
 
 def write_whole(file: int, data: bytes) -> None:

@@ -11,7 +11,6 @@ bytes. A file that changes meanwhile is left out, or fails the collection if the
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
@@ -20,13 +19,30 @@ import sys
 import threading
 import time
 from hashlib import sha256
-from urllib.parse import urlsplit
 
-from agent.cluster.in_pod.files.collect_files import ALARM_SECONDS, Collector, DeclaredFileMissing, Output, manifest_line
-from agent.cluster.in_pod.files.collect_files import shorten as shorten_path
+from agent.cluster.in_pod.files.collect_files import (
+    ALARM_SECONDS,
+    Collector,
+    DeclaredFileMissing,
+    Output,
+    manifest_line,
+    shorten,
+)
+from agent.cluster.in_pod.files.store_client import (
+    ANSWER_BYTES,
+    CONNECTIONS,
+    REQUEST_SECONDS,
+    STORE_ERRORS,
+    SUCCESS,
+    TRIES,
+    StoreClient,
+    explain,
+    may_pass,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Any, BinaryIO
 
 BATCH_FILES = 30  # maximum number of files of one batch, so that URLs are fresh
@@ -34,9 +50,7 @@ BATCH_BYTES = 1 << 30  # number of bytes after which a batch ends
 PART_BYTES = 64 << 20  # a file above this size is put in parts of this size
 MAX_PARTS = 10_000
 READ_BYTES = 256 << 10  # number of bytes of one read
-CONNECTIONS = 8  # number of requests at the same time
-TRIES = 5  # number of tries for one part
-REQUEST_SECONDS = 60.0  # seconds without progress after which a request fails
+IDLE_ROUNDS = 3  # number of times that grants are asked again although no part was stored with the last ones
 LINE_BYTES = 16 << 20  # maximum number of bytes of a line of grants
 
 
@@ -47,12 +61,17 @@ class StoreUnavailable(Exception):
 class Part:
     """A part of a file: its place, its hash, and the ETag when it is stored."""
 
-    def __init__(self, wanted: Wanted, offset: int, size: int, digest: str) -> None:
-        self.wanted, self.offset, self.size, self.digest = wanted, offset, size, digest
+    def __init__(self, wanted: Wanted, offset: int, size: int) -> None:
+        self.wanted, self.offset, self.size = wanted, offset, size
+        self.digest = ""
         self.request: dict[str, Any] = {}
+        self.stored = False
         self.etag = ""
         self.error = ""
         self.refused = False  # the store refuses these bytes, or this URL
+
+    def hash(self) -> None:
+        self.digest = hash_of(self.wanted.file, self.offset, self.size)
 
 
 class Wanted:
@@ -61,15 +80,16 @@ class Wanted:
     def __init__(self, path: str, file: int, facts: os.stat_result) -> None:
         self.path, self.file, self.facts = path, file, facts
         size = max(PART_BYTES, -(-facts.st_size // MAX_PARTS))
-        whole, self.parts = sha256(), []
-        for offset in range(0, max(facts.st_size, 1), size):
-            length = min(size, facts.st_size - offset)
-            digest = sha256()
-            for data in read_part(file, offset, length):
-                digest.update(data)
-                whole.update(data)
-            self.parts.append(Part(self, offset, length, digest.hexdigest()))
-        self.digest = whole.hexdigest()
+        starts = range(0, max(facts.st_size, 1), size)
+        self.parts = [Part(self, offset, min(size, facts.st_size - offset)) for offset in starts]
+        if len(self.parts) == 1:
+            self.parts[0].hash()
+            self.digest = self.parts[0].digest
+            return
+        threads = start_threads(Part.hash, self.parts)
+        self.digest = hash_of(file, 0, facts.st_size)
+        for thread in threads:
+            thread.join()
 
     def unchanged(self) -> bool:
         now = os.fstat(self.file)
@@ -88,13 +108,38 @@ class Wanted:
         }
 
 
-def read_part(file: int, offset: int, size: int):  # type: ignore[no-untyped-def]
+def read_part(file: int, offset: int, size: int) -> Iterator[bytes]:
     """Yield SIZE bytes of FILE from OFFSET on. Bytes that are missing at the end are zeros."""
     end = offset + size
     while offset < end:
         data = os.pread(file, min(READ_BYTES, end - offset), offset) or bytes(min(READ_BYTES, end - offset))
         offset += len(data)
         yield data
+
+
+def hash_of(file: int, offset: int, size: int) -> str:
+    digest = sha256()
+    for data in read_part(file, offset, size):
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def start_threads(act: Callable[[Part], None], parts: list[Part]) -> list[threading.Thread]:
+    """Call ACT for each part in its turn, in several threads. Return the threads, which end by themselves."""
+    left = list(reversed(parts))
+
+    def work() -> None:
+        while True:
+            try:
+                part = left.pop()  # one step of the interpreter, so no lock is needed
+            except IndexError:
+                return
+            act(part)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(CONNECTIONS, len(parts)))]
+    for thread in threads:
+        thread.start()
+    return threads
 
 
 class ObjectSender(Collector):
@@ -105,8 +150,9 @@ class ObjectSender(Collector):
         self.stdin: BinaryIO = sys.stdin.buffer
         self.batch: list[Wanted] = []
         self.batch_bytes = 0
-        self.local = threading.local()
+        self.idle: list[StoreClient] = []  # connections that no thread uses
         self.context: ssl.SSLContext | None = None
+        self.broken = threading.Event()  # a part has failed for good, so no further request is of use
 
     def send_file(self, path: str, file: int, facts: os.stat_result) -> None:
         """Add the file to the batch. `Collector` closes FILE afterwards, so the batch keeps a copy."""
@@ -128,7 +174,7 @@ class ObjectSender(Collector):
         for index in sorted(self.unmatched):
             lines.append(manifest_line("unmatched", self.paths[index]))
             if index in self.links:
-                lines.append(manifest_line("link", shorten_path(self.links[index])))
+                lines.append(manifest_line("link", shorten(self.links[index])))
         if exceeded:
             lines.append(manifest_line("exceeded", *exceeded))
         lines.append(manifest_line("end", self.files, self.bytes, self.left_out_count))
@@ -144,15 +190,14 @@ class ObjectSender(Collector):
         if not batch:
             return
         try:
-            for _ in range(3):
-                # Grants that have expired in the middle of a long batch are asked again.
-                parts = [part for wanted in batch for part in wanted.parts if not part.etag]
-                if not parts:
-                    break
+            idle = 0
+            parts = [part for wanted in batch for part in wanted.parts]
+            # Grants that have expired in the middle of a long batch are asked again.
+            while parts and idle < IDLE_ROUNDS and not self.broken.is_set():
                 self.ask(batch)
                 self.put_all(parts)
-                if any(part.error and not part.refused for part in parts):
-                    break
+                left = [part for part in parts if not part.stored]
+                idle, parts = (idle + 1 if len(left) == len(parts) else 0), left
             self.report(batch)
         finally:
             for wanted in batch:
@@ -172,82 +217,68 @@ class ObjectSender(Collector):
 
     def put_all(self, parts: list[Part]) -> None:
         """Put all parts, with several connections at the same time."""
-        left = list(reversed(parts))
-        lock = threading.Lock()
-
-        def work() -> None:
-            while True:
-                with lock:
-                    if not left:
-                        return
-                    part = left.pop()
-                self.put_part(part)
-
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(CONNECTIONS, len(parts)))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
+        for thread in start_threads(self.put_part, parts):
             thread.join()
 
     def put_part(self, part: Part) -> None:
         """Put a part, with retries. The result is in the part."""
-        for attempt in range(TRIES):
+        try:
+            client = self.idle.pop()
+        except IndexError:
+            client = StoreClient(self.context)
+        for attempt in range(0 if self.broken.is_set() else TRIES):
             part.error, part.refused = "", False
             try:
-                status, etag, body = self.put(part)
-            except (OSError, http.client.HTTPException) as error:
+                status = self.put(client, part)
+            except STORE_ERRORS as error:
                 part.error = f"{type(error).__name__}: {error}"
-                self.local.connection = None
+                client.close()
             else:
-                if status == 200:
-                    part.etag = etag
-                    return
-                part.error = f"HTTP {status} {body[:300].decode('utf-8', 'replace')}"
-                if status < 500 and status not in (408, 425, 429):
+                if status == SUCCESS:
+                    break
+                if not may_pass(status):
                     part.refused = status in (400, 403)
-                    return
-            if time.monotonic() > self.end:
-                return
-            time.sleep(min(5.0, 0.2 * 2**attempt))
+                    break
+            pause = min(5.0, 0.2 * 2**attempt)
+            if time.monotonic() + pause > self.end:
+                break
+            time.sleep(pause)
+        if not part.stored and not part.refused:
+            self.broken.set()
+        self.idle.append(client)
 
-    def put(self, part: Part) -> tuple[int, str, bytes]:
-        """Send one request. Return the status, the ETag and the body of the answer."""
-        url = urlsplit(part.request["url"])
-        connection = self.connect(url.scheme, url.netloc)
-        connection.putrequest("PUT", f"{url.path}?{url.query}", skip_accept_encoding=True)
-        for name, value in part.request["headers"].items():
-            connection.putheader(name, value)
-        connection.putheader("Content-Length", str(part.size))
-        connection.endheaders()
+    def put(self, client: StoreClient, part: Part) -> int:
+        """Send one request, and keep the ETag or the error in the part. Return the status."""
+        url, headers = part.request["url"], {**part.request["headers"], "Content-Length": str(part.size)}
+        seconds = max(1.0, min(REQUEST_SECONDS, self.end - time.monotonic()))
+        answer = client.request("PUT", url, headers, seconds, self.timely(part))
+        body = answer.read(ANSWER_BYTES)
+        if answer.status == SUCCESS:
+            part.stored, part.etag = True, answer.headers.get("ETag", "").strip('"')
+        else:
+            part.error = explain(answer, body, url)
+            client.close()
+        return answer.status
+
+    def timely(self, part: Part) -> Iterator[bytes]:
+        """Yield the bytes of a part. A store that takes them too slowly is given up at the end of the time limit."""
         for data in read_part(part.wanted.file, part.offset, part.size):
-            connection.send(data)
-        answer = connection.getresponse()
-        return answer.status, answer.headers.get("ETag", "").strip('"'), answer.read(64 << 10)
-
-    def connect(self, scheme: str, host: str) -> http.client.HTTPConnection:
-        """Return this thread's connection to the store. It is opened at the first use and after an error."""
-        connection: http.client.HTTPConnection | None = getattr(self.local, "connection", None)
-        if connection is None:
-            if scheme == "https":
-                context = self.context or ssl.create_default_context()
-                connection = http.client.HTTPSConnection(host, timeout=REQUEST_SECONDS, context=context)
-            else:
-                connection = http.client.HTTPConnection(host, timeout=REQUEST_SECONDS)
-            self.local.connection = connection
-        return connection
+            if time.monotonic() > self.end:
+                raise TimeoutError(f"the store did not take the files within {self.seconds} s")
+            yield data
 
     def report(self, batch: list[Wanted]) -> None:
         """Report the stored files. Leave out those that changed, and give up if the store does not take the others."""
-        stored = []
+        stored, errors = [], [part.error for wanted in batch for part in wanted.parts if part.error]
         for number, wanted in enumerate(batch):
-            failed = [part.error for part in wanted.parts if not part.etag]
-            if not failed and wanted.unchanged():
+            complete = all(part.stored for part in wanted.parts)
+            if complete and wanted.unchanged():
                 stored.append({"id": number, "etags": [part.etag for part in wanted.parts]})
                 continue
             self.files -= 1
             self.bytes -= wanted.facts.st_size
             if wanted.unchanged():
-                raise StoreUnavailable(f"{wanted.path}: {failed[0]}")
+                raise StoreUnavailable(f"{wanted.path}: {errors[0] if errors else 'not stored'}")
             self.exceed(wanted.path, "changed while it was read")
         self.write_line({"stored": stored})
 

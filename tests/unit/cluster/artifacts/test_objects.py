@@ -6,7 +6,8 @@ import base64
 import hashlib
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ from agent.cluster.api.exec import ExecStream
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.artifacts.collect import CollectionBroken
 from agent.cluster.artifacts.objects import collect_objects, objects_command
-from agent.cluster.in_pod.files import send_objects
+from agent.cluster.in_pod.files import send_objects, store_client
 from agent.domain.actions import ArtifactRules
 from agent.domain.artifacts import FileEnd, FilePart, FileStart, StoredObject
 from agent.domain.errors import Reason
@@ -29,7 +30,7 @@ from tests.fakes.object_store import CHECKSUM, FakeStore, fake_store
 from tests.unit.cluster.artifacts.local_exec import LocalExec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 LIMITS = ArchiveLimits(files=1000, file_bytes=1 << 28, total_bytes=1 << 29, seconds=30)
@@ -43,16 +44,17 @@ class Grants:
     asked: int = 0
     completed: int = 0
     aborted: int = 0
+    signed: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"))
 
-    async def requests(self, wanted: WantedObject) -> list[dict[str, object]]:
+    async def requests(self, batch: Sequence[WantedObject]) -> list[list[dict[str, object]]]:
         self.asked += 1
-        return [
-            {
-                "url": f"{self.url}/{quote(object_name(wanted.path))}?part={number}",
-                "headers": {CHECKSUM: base64.b64encode(digest).decode()},
-            }
-            for number, digest in enumerate(wanted.parts, 1)
-        ]
+        return [[self.request(each, *part) for part in enumerate(each.parts, 1)] for each in batch]
+
+    def request(self, wanted: WantedObject, number: int, digest: bytes) -> dict[str, object]:
+        return {
+            "url": f"{self.url}/{quote(object_name(wanted.path))}?part={number}&X-Amz-Date={self.signed}",
+            "headers": {CHECKSUM: base64.b64encode(digest).decode()},
+        }
 
     async def complete(self, wanted: WantedObject, etags: list[str]) -> StoredName:
         assert len(etags) == len(wanted.parts)
@@ -112,38 +114,72 @@ async def test_files_go_into_the_store_with_their_hashes(store: FakeStore, works
     assert collected.summary.files == 41
     assert [each.path for each in collected.summary.left_out] == [b"link"]
     assert grants.completed == 41
-    assert 1 < store.most <= send_objects.CONNECTIONS
+    assert 1 < store.most <= store_client.CONNECTIONS
 
 
-async def test_a_large_file_goes_in_parts(store: FakeStore, workspace: Path) -> None:
+@pytest.mark.parametrize(
+    ("faults", "requests", "asked"),
+    [
+        pytest.param([503, "cut", None, 429], 5, 1, id="three requests failed"),
+        pytest.param(["cut", None, "cut", "cut"], 5, 1, id="a part broke three times"),
+        # The store closes the connection while the program still sends. The answer is read nevertheless.
+        pytest.param(["early"], 3, 2, id="a URL expired in mid-upload"),
+        pytest.param([None, "flip"], 3, 2, id="a bit changed on the way"),
+    ],
+)
+async def test_a_large_file_goes_in_parts(
+    store: FakeStore, workspace: Path, faults: list[int | str | None], requests: int, asked: int
+) -> None:
     data = os.urandom(1 << 20) * 65
     (workspace / "big").write_bytes(data)
-    store.faults.extend([503, "cut", None, 429, None])
-    found, collected, _ = await collect(store, workspace, "big")
+    store.faults.extend(faults)
+    found, collected, grants = await collect(store, workspace, "big")
     assert [type(part) for part in found] == [FileStart, StoredObject, FileEnd]
     assert sorted(map(len, store.objects.values())) == [1 << 20, 64 << 20]
-    assert len(store.requests) == 5, "three requests failed"
+    assert len(store.requests) == requests, "only what failed was sent again"
+    assert grants.asked == asked
     assert collected == Collected(ArtifactSummary(1, len(data)))
 
 
-async def test_a_grant_that_has_expired_is_asked_again(store: FakeStore, workspace: Path) -> None:
-    (workspace / "a").write_bytes(b"content")
-    store.faults.append(403)
-    _, collected, grants = await collect(store, workspace, "a")
-    assert collected.summary.files == 1
-    assert grants.asked == 2
-
-
-@pytest.mark.parametrize("status", [403, 404, 503, "cut"])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (403, "a: HTTP 403 Scripted"),
+        (404, "a: HTTP 404 Scripted"),
+        (503, "a: HTTP 503 Scripted"),
+        ("cut", "a: RemoteDisconnected: "),
+        ("stall", "a: (TimeoutError|timeout): "),
+        ("flip", "a: HTTP 400 BadDigest"),
+    ],
+)
 async def test_a_store_that_does_not_take_a_file_is_unavailable(
-    store: FakeStore, workspace: Path, status: int | str
+    store: FakeStore, workspace: Path, fault: int | str, message: str
 ) -> None:
     (workspace / "a").write_bytes(b"content")
-    store.faults.extend([status] * 50)
-    with pytest.raises(StoreError) as failure:
+    store.faults.extend([fault] * 50)
+    with pytest.raises(StoreError, match=message) as failure:
         await collect(store, workspace, "a", limits=replace(LIMITS, seconds=2.2))
     assert failure.value.reason is Reason.OBJECT_STORE_UNAVAILABLE
     assert failure.value.retryable
+    assert "X-Amz-Date" not in failure.value.message
+
+
+async def test_after_a_part_has_failed_for_good_no_other_file_is_sent(store: FakeStore, workspace: Path) -> None:
+    for number in range(send_objects.BATCH_FILES):
+        (workspace / f"{number}").write_bytes(b"content")
+    store.faults.extend([404] * 50)
+    with pytest.raises(StoreError, match="HTTP 404"):
+        await collect(store, workspace)
+    assert len(store.requests) <= store_client.CONNECTIONS
+
+
+@pytest.mark.parametrize(("clock", "when"), [(7200.0, "ago"), (-7200.0, "in the future")])
+async def test_an_error_names_clocks_that_differ(store: FakeStore, workspace: Path, clock: float, when: str) -> None:
+    (workspace / "a").write_bytes(b"content")
+    store.clock = clock
+    store.faults.extend([403] * 50)
+    with pytest.raises(StoreError, match=rf"HTTP 403 Scripted \(by the store's clock, .* 7[12]\d\d s {when}: compare"):
+        await collect(store, workspace, "a")
 
 
 async def test_limits_and_missing_paths_are_as_without_a_store(store: FakeStore, workspace: Path) -> None:

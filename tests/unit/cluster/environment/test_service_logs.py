@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from agent.cluster.environment.services import MAX_BYTES, LineReader, Position
+from agent.cluster.environment.services import MAX_BYTES, LineReader, PodServices, Position
+from agent.cluster.environment.watch import PodState
+from tests.unit.cluster.pod.pods import pod, running, terminated, waiting
 
 TIMES = ["2026-11-27T20:00:00.000000001Z", "2026-11-27T20:00:00.000000001Z", "2026-11-27T20:00:01.500000000Z"]
 LOG = b"".join(f"{time} line {number}\n".encode() for number, time in enumerate(TIMES, 1))
@@ -53,3 +58,19 @@ def test_the_rest_of_a_long_line_that_was_read_before_is_dropped() -> None:
 def test_a_strange_cursor_is_the_start_of_the_log(data: bytes) -> None:
     assert Position.decode(data) == Position()
     assert Position().since == ""
+
+
+def test_a_log_is_followed_only_when_the_container_of_its_service_has_started() -> None:
+    state = PodState("pod")
+    environment: Any = SimpleNamespace(client=None, pod_state=state)
+    services = PodServices(environment)
+    assert (services.has_started("db"), services.has_ended("db")) == (False, False)
+    state.update(pod(waiting("service-db")))
+    assert not services.has_started("db")
+    state.update(pod(running("service-db")))
+    assert (services.has_started("db"), services.has_ended("db")) == (True, False)
+    state.update(pod(terminated("service-db", 1)))
+    assert services.has_ended("db")
+    # The watch reports the deletion of a pod with the last state of the pod.
+    state.update(None, pod(running("service-db")))
+    assert services.has_ended("db")

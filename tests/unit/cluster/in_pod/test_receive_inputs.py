@@ -203,7 +203,8 @@ def of_store(url: str, *paths: bytes, sha256: str = "") -> bytes:
     found = b""
     for path in paths:
         digest = sha256 or hashlib.sha256(path).hexdigest()
-        header = {"path": path.decode(), "mode": 0o640, "size": len(path), "sha256": digest, "url": f"{url}/{path.decode()}?s"}
+        header = {"path": path.decode(), "mode": 0o640, "size": len(path), "sha256": digest}
+        header["url"] = f"{url}/{path.decode()}?s"
         found += json.dumps(header).encode() + b"\n"
     return found + json.dumps({"end": len(paths)}).encode() + b"\n"
 
@@ -221,7 +222,8 @@ def test_files_of_the_object_store_are_read_by_the_program(pod: Pod) -> None:
 
 
 @pytest.mark.parametrize(
-    ("faults", "sha256", "error"), [([404], "", "missing"), ([410], "", "missing"), ([403], "", "store"), ([], "00", "digest")]
+    ("faults", "sha256", "error"),
+    [([404], "", "missing"), ([410], "", "missing"), ([403], "", "store"), ([], "00", "digest")],
 )
 def test_a_file_that_the_store_does_not_send_starts_nothing(
     pod: Pod, faults: list[int], sha256: str, error: str

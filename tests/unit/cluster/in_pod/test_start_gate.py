@@ -5,6 +5,8 @@ The helper runs as a real process, and the services are real sockets.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 import socket
@@ -72,6 +74,36 @@ def test_the_commands_wait_for_the_words_of_the_agent_too(tmp_path: Path) -> Non
         wait_until(lambda: running.answers() == "run\n")
         # A word that comes too late changes nothing.
         send(running, "release")
+        assert running.answers() == ""
+    server.close()
+
+
+def test_the_commands_wait_for_services_and_inputs(tmp_path: Path) -> None:
+    (server,) = free_ports(1)
+    server.listen()
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    header = {"path": "a/x", "mode": 0o644, "size": 1, "sha256": hashlib.sha256(b"1").hexdigest()}
+    data = json.dumps(header).encode() + b"\n1" + b'{"end": 1}\n'
+    changes = {"workspace": str(workspace), "start": False, "snapshot": True, "change_owner": True}
+    waits_for = gate((1, server.getsockname()[1]), tree=True)
+    with helper(tmp_path, f"here {os.geteuid()} {os.getegid()}", gate=waits_for, **changes) as running:
+        words = (workspace, "", running.folder / "gate", running.folder, "tree")
+        argv = [sys.executable, *packaging.receive_inputs_program()[1:], *map(str, words)]
+
+        def receive() -> object:
+            done = subprocess.run(argv, input=data, capture_output=True, check=True, timeout=DEADLINE)
+            return json.loads(done.stdout)
+
+        wait_until(lambda: running.log == marker(1))
+        assert running.answers() == ""
+        assert receive() == {"files": 1, "bytes": 1}
+        wait_until(lambda: running.answers() == "run\n")
+        assert b"a/x" in running.snapshot.read_bytes(), "the helper takes the snapshot when the workspace is complete"
+        # An adopting agent repeats the errand. The commands may have changed the files since.
+        (workspace / "a" / "x").unlink()
+        assert receive() == {"started": True}
+        assert not (workspace / "a" / "x").exists()
         assert running.answers() == ""
     server.close()
 

@@ -6,6 +6,7 @@ The fake API server checks resource versions, as a real API server does.
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -348,3 +349,25 @@ def test_only_agents_that_end_soon_after_their_claim_count() -> None:
     assert adoption_record.read(claimed(adoption_record.next_record(four, soon, left=True))) == (soon, 4)
     for broken in ("", "[]", "{}", "[" * 10**5, '{"at": "2026-11-27T12:00:00", "lost": 9}', '{"at": 1, "lost": 1e999}'):
         assert adoption_record.read(claimed(broken)) == (None, 0)
+
+
+async def test_a_warm_pod_that_was_deleted_for_another_pod_of_the_attempt_is_not_adopted(
+    client: Client, api: SharedApi, dead: PodEnvironment
+) -> None:
+    # The former agent died after it had deleted the warm pod whose delivery failed, and had created a pod in its place.
+    late = deepcopy(api.pods[dead.plan.name])
+    late["metadata"] |= {"name": "sealci-warm-1", "uid": "uid-warm", "deletionTimestamp": "2026-11-24T09:00:00Z"}
+    session = json.loads(late["metadata"]["annotations"][labels_module.SESSION])
+    session["claimed_at"] = "2026-11-24T08:59:00+00:00"
+    late["metadata"]["annotations"][labels_module.SESSION] = json.dumps(session)
+    await api.put(late, "ADDED")
+    agent = AdoptingAgent(client)
+    await agent.list_pods()
+    await agent.adoption.run_once()
+    assert [each.plan.name for each in agent.taken] == [dead.plan.name]
+    # Without the other pod, the end of the warm pod is the end of the session.
+    await api.remove(dead.plan.name)
+    alone = AdoptingAgent(client)
+    await alone.list_pods()
+    await alone.adoption.run_once()
+    assert [each.plan.name for each in alone.taken] == ["sealci-warm-1"]

@@ -60,7 +60,12 @@ def test_an_action_with_another_image_or_other_resources_gets_another_pool(chang
 
 @pytest.mark.parametrize(
     "change",
-    [{"repository": Repository("https://example.org/r.git")}, {"env": {"UID": "1"}}, {"secrets": {"PPID": "1"}}],
+    [
+        {"repository": Repository("https://example.org/r.git")},
+        {"services": (Service("db", "postgres"),)},
+        {"env": {"UID": "1"}},
+        {"secrets": {"PPID": "1"}},
+    ],
 )
 def test_whatever_an_action_needs_in_its_pod_changes_the_key(change: dict[str, Any]) -> None:
     # So a new field of the contract that changes the pod can never be lost in a warm pod.

@@ -9,6 +9,7 @@ import pytest
 
 from agent.domain.actions import Action, HealthCommand, Key, Repository, Resources, Service
 from agent.domain.errors import ActionFailed, Reason
+from agent.domain.session_state import Feature
 from agent.execution.admission import admission_of, admit, agent_features
 from agent.execution.services.admission import MAX_SERVICE_BYTES, ServiceRules
 from agent.settings import PolicySettings, ServiceSettings, Settings
@@ -176,5 +177,5 @@ def test_a_class_has_its_own_profile_network_and_images_for_services() -> None:
 
 
 def test_an_agent_whose_settings_allow_no_service_does_not_offer_the_feature() -> None:
-    assert [each.value for each in agent_features(Settings())] == ["services"]
-    assert agent_features(Settings.model_validate({"services": {"max": 0}})) == ()
+    assert [each.value for each in agent_features(Settings())] == ["inputs", "services"]
+    assert agent_features(Settings.model_validate({"services": {"max": 0}})) == (Feature.INPUTS,)

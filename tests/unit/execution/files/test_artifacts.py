@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from tenacity import wait_none
@@ -89,6 +89,30 @@ async def test_the_failure_at_the_deadline_states_the_progress(breaks: int) -> N
         "the files could not be copied within 2 s; the last attempt copied 1 whole files, 3 bytes in all, which are"
         " not kept"
     )
+
+
+@pytest.mark.looptime
+async def test_a_store_that_fails_until_the_deadline_is_the_reason() -> None:
+    pod, whole = Pod(0), Pod.files
+
+    async def slow(_: ArtifactRules, seconds: float, *, objects: bool = False) -> AsyncIterator[FilePart | Collected]:
+        if not objects:
+            async for item in whole(pod, ArtifactRules(), seconds):
+                yield item
+            return
+        # As the program in the pod does, which keeps a part of its time for the report.
+        await asyncio.sleep(seconds * 0.95)
+        raise ClusterError("HTTP 503", reason=Reason.OBJECT_STORE_UNAVAILABLE, retryable=True)
+        yield
+
+    pod.files = slow  # type: ignore[method-assign]
+    outlet = RecordingEventSink().open(KEY)
+    session = session_of(outlet)
+    with pytest.raises(ActionFailed, match="into the object store: HTTP 503; tried for 60 s") as raised:
+        await copy_files(session, cast(Any, pod), 60.0, objects=True)
+    assert raised.value.reason is Reason.OBJECT_STORE_UNAVAILABLE
+    await copy_files(session, cast(Any, pod), 60.0)
+    assert outlet.events == [ArtifactSummary(1, 3)]
 
 
 async def hold_turn(pod: Pod, seconds: float) -> None:
