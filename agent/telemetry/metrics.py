@@ -290,9 +290,9 @@ class Metrics:
         create_series(self.log_gaps, ("certain",))
         create_series(self.actions_running, SESSION_STAGES)
         create_series(self.artifact_failures, ARTIFACT_FAILURE_REASONS)
-        for operation, kinds in CACHE_RESULTS.items():
-            for kind in kinds:
-                self.cache_operations.labels(operation, kind)
+        for operation, names in CACHE_RESULTS.items():
+            for name in names:
+                self.cache_operations.labels(operation, name)
         create_series(self.cache_bytes, CACHE_RESULTS)
         create_series(self.cache_seconds, CACHE_RESULTS)
         create_series(self.objects, OBJECT_DIRECTIONS)

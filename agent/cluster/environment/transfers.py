@@ -138,9 +138,15 @@ class FileTransfers:
         return self.run_cache_errand("save", request, succeeded=succeeded)
 
     def cache_request(self, caches: tuple[Cache, ...], scope: CacheScope, seconds: float) -> cache_errand.CacheRequest:
-        settings, image = self.context.settings, self.plan.action.image
-        writes = settings.policy.cache == "read-write"
-        return cache_errand.CacheRequest(caches, scope, image, seconds, settings.caches.max_size, writes)
+        settings, writes = self.context.settings, self.context.settings.policy.cache == "read-write"
+        return cache_errand.CacheRequest(caches, scope, self.image, seconds, settings.caches.max_size, writes)
+
+    @property
+    def image(self) -> str:
+        """Return the image of container `action`. The agent knows the action of an adopted pod only in part."""
+        containers = (self.pod_state.pod or {}).get("spec", {}).get("containers", ())
+        found = [each["image"] for each in containers if each["name"] == manifest.ACTION]
+        return found[0] if found else self.plan.action.image
 
     async def run_cache_errand(
         self, word: str, request: cache_errand.CacheRequest, *, succeeded: bool | None = None

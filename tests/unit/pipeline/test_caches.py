@@ -35,6 +35,15 @@ def test_a_cache_is_read_and_travels_to_the_agent() -> None:
     assert list(cache_problems(sent)) == []
 
 
+def test_a_key_has_the_values_of_the_matrix() -> None:
+    text = "actions: {a: {matrix: {V: [1, 2]}, configuration: {container: i}, commands: [x], "
+    text += "cache: [{key: 'k-${V}', paths: ['p${V}']}]}}"
+    assert [each.caches for each in parser.parse(text, "p.yaml").actions] == [
+        (Cache("k-1", ("p1",)),),
+        (Cache("k-2", ("p2",)),),
+    ]
+
+
 @pytest.mark.parametrize(
     ("cache", "why"),
     [

@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-MAX_MEMBERS = 500_000  # maximum number of files, folders and links of one archive
+MAX_MEMBERS = 200_000  # maximum number of files, folders and links of one archive
 MAX_HASHED_BYTES = 1 << 30  # maximum number of bytes of all files of one placeholder
 COMPRESSION = 1  # the fastest of gzip: files of caches are often compressed already
 EXPANSION = 20  # the files may have at most this many times the bytes of the largest archive
@@ -82,6 +82,11 @@ def leaves_workspace(path: str, target: str) -> bool:
     """Return whether the symbolic link PATH with this TARGET leads out of the workspace."""
     place = os.path.normpath(os.path.join(os.path.dirname(path), target))
     return target.startswith("/") or place == ".." or place.startswith("../")
+
+
+def forget_members(archive: tarfile.TarFile) -> None:
+    """Drop the list of members that `tarfile` keeps for random access, so that memory stays small."""
+    archive.members.clear()  # type: ignore[attr-defined]
 
 
 # ---- packing
@@ -173,6 +178,7 @@ class Packer:
         member.mtime = int(facts.st_mtime)
         member.size = facts.st_size if content is not None else 0
         self.archive.addfile(member, content)
+        forget_members(self.archive)
 
 
 def pack(workspace: str, paths: list[str], file: BinaryIO, limit: int) -> int:
@@ -207,26 +213,27 @@ class Unpacker:
     def __init__(self, root: int, paths: list[str], user: tuple[int, int] | None, limit: int) -> None:
         self.root, self.paths, self.user, self.left = root, paths, user, limit
         self.links: list[tarfile.TarInfo] = []
-        self.folders: list[tarfile.TarInfo] = []
+        self.folders: list[tuple[str, int, int]] = []  # path, mode and time of each folder
         self.members = 0
 
     def run(self, archive: tarfile.TarFile) -> None:
         """Write all members. Links come last, so that no file is written through a link."""
-        for member in archive:
+        while (member := archive.next()) is not None:
+            forget_members(archive)
             self.check(member)
             if member.isdir():
                 os.close(self.open_folders(member.name))
-                self.folders.append(member)
+                self.folders.append((member.name, member.mode & 0o777, int(member.mtime)))
             elif member.issym():
                 self.links.append(member)
             else:
                 self.write_file(archive, member)
         for member in self.links:
             self.write_link(member)
-        for member in reversed(self.folders):
-            folder = open_folder(self.root, member.name)
-            os.fchmod(folder, member.mode & 0o777)
-            os.utime(folder, (member.mtime, member.mtime))
+        for path, mode, mtime in reversed(self.folders):
+            folder = open_folder(self.root, path)
+            os.fchmod(folder, mode)
+            os.utime(folder, (mtime, mtime))
             os.close(folder)
 
     def check(self, member: tarfile.TarInfo) -> None:
