@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from agent.domain.actions import Cache, CacheScope
     from agent.objects.cache import CacheStore
 
+# Faults after which no other action could use the entry either.
+BROKEN = ("missing", "digest", "archive")
 UNUSABLE = (ArchiveError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
@@ -175,7 +177,7 @@ class CacheConversation:
         fault, message = str(answer.get("fault", "")), str(answer.get("message", ""))[:1000]
         self.store.breaker.count(failed=fault == "store")
         if fault:
-            if fault != "store":
+            if fault in BROKEN:
                 await self.drop(Place(archive.scope, used, version_of(cache.paths)))
             return CacheResult(key, CacheKind.MISS, message=message)
         kind = CacheKind.HIT if used == key else CacheKind.FALLBACK

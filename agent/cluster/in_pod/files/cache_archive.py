@@ -10,6 +10,7 @@ rename.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import os
 import stat
@@ -327,6 +328,8 @@ def unpack(
         except (tarfile.TarError, EOFError, gzip.BadGzipFile, ValueError) as error:
             raise CacheFault(f"the archive cannot be read: {error}") from error
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # the archive is not the cause
             raise CacheFault(f"the archive cannot be unpacked: {os.strerror(error.errno or 0)}") from error
         return [text for path in paths if (text := move(inside, root, path, unpacker.give))]
     finally:

@@ -92,13 +92,15 @@ class CacheErrand:
         return {"arch": os.uname().machine, "os": "linux", "hashes": hashes, "faults": faults}
 
     def answer(self, wanted: dict[str, Any], user: tuple[int, int] | None) -> dict[str, object]:
-        """Restore one cache. `fault` is the kind of an error: `missing`, `store`, `digest` or `archive`."""
+        """Restore one cache. `fault` is the kind of an error: `missing`, `store`, `digest`, `archive` or `disk`."""
         try:
             return {"left": self.get(wanted, user)}
         except Refused as error:
             return {"fault": error.args[0], "message": error.args[1]}
-        except (CacheFault, OSError) as error:
+        except CacheFault as error:
             return {"fault": "archive", "message": str(error)}
+        except OSError as error:
+            return {"fault": "disk", "message": str(error)}
         finally:
             remove_folder(self.temporary)
 

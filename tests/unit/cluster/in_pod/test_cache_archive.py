@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -38,14 +40,8 @@ def restore(file: io.BytesIO, workspace: Path, *paths: str, limit: int = LIMIT) 
     try:
         return unpack(file, str(workspace), str(temporary), list(paths), None, limit)
     finally:
-        cache_archive_left(temporary)
-
-
-def cache_archive_left(temporary: Path) -> None:
-    """Remove the temporary folder as the errand does."""
-    import shutil
-
-    shutil.rmtree(temporary, ignore_errors=True)
+        # As the errand does.
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def tree(folder: Path) -> dict[str, Any]:
@@ -147,6 +143,17 @@ def test_a_cut_archive_is_refused(tmp_path: Path, cut: int) -> None:
     data = packed(make(tmp_path / "one", {"c/a": os.urandom(5000).hex()}), "c").getvalue()
     with pytest.raises(CacheFault, match="cannot be read"):
         restore(io.BytesIO(data[:cut]), tmp_path / "two", "c")
+    assert list((tmp_path / "two").iterdir()) == []
+
+
+def test_a_full_disk_is_no_fault_of_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_file(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    file = packed(make(tmp_path / "one", {"c/a": "a"}), "c")
+    monkeypatch.setattr(cache_archive.Unpacker, "write_file", write_file)
+    with pytest.raises(OSError, match="full"):
+        restore(file, tmp_path / "two", "c")
     assert list((tmp_path / "two").iterdir()) == []
 
 
