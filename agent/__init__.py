@@ -31,3 +31,13 @@ The packages, from the top layer to the bottom:
 - `backoff`: the pauses between the tries of an operation that fails.
 - `domain`: the vocabulary that all packages share.
 """
+
+import sys
+
+if "rich" not in sys.modules:
+    # structlog loads rich if rich is installed, only for its own coloured tracebacks. An idle agent saves 3 MiB without
+    # rich. `console` imports rich itself.
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    import structlog  # noqa: F401 - loads structlog while rich is hidden
+
+    del sys.modules["rich"]

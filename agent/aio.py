@@ -1,4 +1,4 @@
-"""Shared pieces of asyncio: wait for the first of several tasks or events, cancel tasks and wait for their end.
+"""Shared pieces of asyncio: run an event loop, wait for the first of several tasks or events, cancel tasks and wait.
 
 `task.cancel()` only asks a task to end. A caller that continues before the task has ended leaks the task, or races with
 the clean-up of the task. Every part of the agent therefore ends its tasks through this module. Nothing here keeps
@@ -8,17 +8,42 @@ state, and nothing here knows the agent.
 from __future__ import annotations
 
 import asyncio
+import signal
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+# The signals that must not arrive while an event loop is under construction.
+DELAYED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run_in_event_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run the coroutine that `main` returns to its end in a new event loop, and return its result.
+
+    A KeyboardInterrupt in the middle of the construction of an event loop leaves an incomplete loop, and Python reports
+    this loop with a traceback. Signals are therefore delayed until the coroutine runs.
+
+    Raises:
+        KeyboardInterrupt: SIGINT arrived. The coroutine was cancelled and has ended.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, DELAYED_SIGNALS)
+
+    async def deliver_signals_and_run() -> T:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return await main()
+
+    try:
+        return asyncio.run(deliver_signals_and_run())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any], ignore_errors: bool = False) -> None:

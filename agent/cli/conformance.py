@@ -5,12 +5,12 @@ Heavy modules are imported inside the function, so that `--help` is instant.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import Any
 
 import click
 
+from agent.aio import run_in_event_loop
 from agent.cli.options import parse_duration, print_error, target_options
 
 
@@ -80,4 +80,4 @@ def conformance(
         cancel=cancel_command,
     )
     findings = check_conformance(Target(address, tls=not plaintext, **trust), options, print_error)
-    sys.exit(0 if asyncio.run(report(findings, write=click.echo, as_json=output == "json")) else 1)
+    sys.exit(0 if run_in_event_loop(lambda: report(findings, write=click.echo, as_json=output == "json")) else 1)

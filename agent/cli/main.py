@@ -9,7 +9,6 @@ version, 130 interrupted.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import io
 import sys
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from agent.aio import run_in_event_loop
 from agent.cli.conformance import conformance
 from agent.cli.options import (
     check_reports,
@@ -139,7 +139,7 @@ def submit(
     pipeline, secrets = read_pipeline(file, secrets_file)
     target = Target(address, tls=not plaintext, **trust)
     shown: dict[str, Any] = {"output": output, "timestamps": timestamps, "reports": reports, "artifacts": artifacts}
-    sys.exit(asyncio.run(submit_pipeline(target, pipeline, secrets=secrets, **shown)))
+    sys.exit(run_in_event_loop(lambda: submit_pipeline(target, pipeline, secrets=secrets, **shown)))
 
 
 @cli.command()
@@ -152,7 +152,7 @@ def pipelines(address: str, plaintext: bool, **trust: Any) -> None:
     """
     from agent.cli.submit import Target, list_pipelines
 
-    for line in asyncio.run(list_pipelines(Target(address, tls=not plaintext, **trust))):
+    for line in run_in_event_loop(lambda: list_pipelines(Target(address, tls=not plaintext, **trust))):
         click.echo(line)
 
 
@@ -163,7 +163,7 @@ def cancel(pipeline: str, address: str, plaintext: bool, **trust: Any) -> None:
     """Cancel every action of a PIPELINE of a scheduler. `sealci-agent pipelines` prints the ids."""
     from agent.cli.submit import Target, cancel_pipeline
 
-    asyncio.run(cancel_pipeline(Target(address, tls=not plaintext, **trust), pipeline))
+    run_in_event_loop(lambda: cancel_pipeline(Target(address, tls=not plaintext, **trust), pipeline))
     click.echo(f"pipeline {pipeline} is being cancelled")
 
 
@@ -187,7 +187,7 @@ def cleanup(config: Path | None, assignments: tuple[str, ...], dry_run: bool, ru
     """
     settings = with_local_cluster(load(config, parse_assignments(assignments)))
     log_setup.configure(settings.logging)
-    results = asyncio.run(delete_pools(settings, dry_run=dry_run, pool=not runs))
+    results = run_in_event_loop(lambda: delete_pools(settings, dry_run=dry_run, pool=not runs))
     for namespace, pool, result in results:
         print_cleanup(namespace, pool, result, verb="would delete" if dry_run else "deleted")
     if runs and not results:
@@ -261,7 +261,7 @@ def doctor(
     log_setup.configure(settings.logging.model_copy(update={"level": "error"}))
     parts = (only,) if only else PARTS
     findings = examine(settings, parts=parts, image=image, seconds=parse_duration("--timeout", timeout))
-    sys.exit(0 if asyncio.run(report(findings, write=click.echo, as_json=output == "json")) else 1)
+    sys.exit(0 if run_in_event_loop(lambda: report(findings, write=click.echo, as_json=output == "json")) else 1)
 
 
 @cli.group()

@@ -5,7 +5,6 @@ The objects live as long as the command. With `--watch`, the command runs the fi
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from agent.aio import run_in_event_loop
 from agent.cli.options import (
     check_policy,
     check_reports,
@@ -336,4 +336,4 @@ def run_once(choices: Choices, settings: Settings) -> int:
                 working_tree.pack(choices.repo, tree)
             except working_tree.WorkingTreeError as error:
                 raise SettingsError(str(error)) from error
-        return asyncio.run(run_with_agent(choices, settings, pipeline, secrets, tree))
+        return run_in_event_loop(lambda: run_with_agent(choices, settings, pipeline, secrets, tree))

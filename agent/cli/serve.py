@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 import structlog
 
+from agent.aio import run_in_event_loop
 from agent.cli.options import parse_assignments, parse_duration, settings_options, with_local_cluster
 from agent.domain.errors import AgentError
 from agent.settings import LoggingSettings, Settings, load
@@ -35,7 +36,7 @@ def serve(config: Path | None, assignments: tuple[str, ...]) -> None:
     settings = with_local_cluster(load(config, parse_assignments(assignments)))
     log_setup.configure(settings.logging)
     try:
-        code = asyncio.run(serve_until_signal(settings))
+        code = run_in_event_loop(lambda: serve_until_signal(settings))
     except (AgentError, OSError):
         raise
     except Exception as error:
@@ -123,7 +124,7 @@ def scheduler(listen: str, folder: Path, resume_grace: str, objects: Path | None
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await serve_scheduler(listen, folder, Access(**files), stop, options=options)
 
-    asyncio.run(serve_until_stopped())
+    run_in_event_loop(serve_until_stopped)
 
 
 def object_store(settings: Settings) -> ObjectStore | None:

@@ -5,6 +5,7 @@ One `ClusterFacts` lives as long as the agent. The application fills this object
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from typing import TYPE_CHECKING
@@ -29,13 +30,15 @@ LOOK_AFTER_RESIZE_SINCE = (1, 36)
 class ClusterFacts:
     """The facts that the agent has found out about its cluster. Owned by the application, lives as long as the agent.
 
-    Each fact has one method that sets it, and is set once before the agent creates its first pod.
+    Each fact has one method that sets it, and is set once before the agent creates its first pod. `known` is set when
+    the agent knows enough to create pods.
     """
 
     def __init__(self) -> None:
         self._owner: Object | None = None
         self._user_namespaces: bool | None = None
         self._nudges = True
+        self.known = asyncio.Event()
 
     @property
     def owner(self) -> Object | None:
@@ -52,6 +55,7 @@ class ClusterFacts:
 
     def set_user_namespaces(self, enabled: bool) -> None:
         self._user_namespaces = enabled
+        self.known.set()
 
     @property
     def nudges(self) -> bool:
@@ -60,11 +64,6 @@ class ClusterFacts:
 
     def set_nudges(self, useful: bool) -> None:
         self._nudges = useful
-
-    @property
-    def complete(self) -> bool:
-        """Return whether the agent knows enough to create pods."""
-        return self._user_namespaces is not None
 
 
 async def learn_facts(facts: ClusterFacts, client: Client, settings: Settings) -> None:

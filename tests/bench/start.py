@@ -32,5 +32,5 @@ async def measure(namespace: str = "") -> list[Row]:
     return [
         row("start to registered", "s", seconds, target="<= 1.5", note=note),
         row("CPU of a start", "s", cpu, note=note),
-        row("memory of an idle agent", "MiB", rss, target="<= 75", note="resident"),
+        row("memory of an idle agent", "MiB", rss, target="<= 60", note="resident"),
     ]

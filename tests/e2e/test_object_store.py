@@ -101,8 +101,7 @@ async def test_expired_urls_are_asked_again(server: Store, workspace: Path) -> N
     ("changes", "clock", "message"),
     [
         ({}, -HOURS, r"HTTP 403 .* signed the URL 7[12]\d\d s ago: compare the two clocks"),
-        ({}, HOURS, r"HTTP 403 .* signed the URL 7[12]\d\d s in the future: compare the two clocks"),
-        ({"region": "eu-north-1"}, 0, r"HTTP 40[03] .*region"),
+        ({"region": "eu-north-1"}, 0, r"HTTP 400 .* the region \"eu-north-1\" is wrong; expecting \"us-east-1\""),
         ({"bucket": "other"}, 0, r"HTTP 404 NoSuchBucket"),
         ({"credentials_file": "wrong"}, 0, r"HTTP 403 SignatureDoesNotMatch"),
     ],
@@ -117,7 +116,7 @@ async def test_requests_that_the_store_refuses(
     store.clock = lambda: time.time() + clock
     with pytest.raises(StoreError, match=message) as failure:
         await upload(UploadGrants(store, "sealci/refused"), workspace)
-    for word in ("X-Amz", server.secret):
+    for word in ("X-Amz-Signature", server.secret):
         assert word not in failure.value.message
     with pytest.raises(StoreError, match="HTTP 40"):
         await store.begin_upload("sealci/refused/parts")

@@ -30,7 +30,7 @@ class WarmHelper:
     """The helper of the warm pod `name`.
 
     `step` is called at "order stored", "go arrived", "begun" and "sealed". It may wait, or raise Torn. `orders` are the
-    orders whose commands have begun.
+    orders whose commands have begun. `connections` are the execs that are open.
     """
 
     def __init__(self, name: str, step: Step = no_step) -> None:
@@ -40,10 +40,25 @@ class WarmHelper:
         self.stored: tuple[web.WebSocketResponse, Object] | None = None
         self.orders: list[Object] = []
         self.alive = True
+        self.connections: list[web.Request] = []
+
+    def break_connections(self) -> None:
+        for request in self.connections:
+            if request.transport is not None:
+                request.transport.abort()
 
     async def serve(self, request: web.Request) -> web.WebSocketResponse:
         """Answer one exec of the errand `deliver_order`."""
+        self.connections.append(request)
+        try:
+            return await self.converse(request)
+        finally:
+            self.connections.remove(request)
+
+    async def converse(self, request: web.Request) -> web.WebSocketResponse:
         socket = await accept(request)
+        # A node sends an empty frame of standard output at the start of an exec.
+        await socket.send_bytes(b"\x01")
         buffer, wanted = b"", 0
         with suppress(ConnectionError):
             async for message in socket:

@@ -147,7 +147,7 @@ def count_tasks() -> int:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [60, pytest.param(2500, marks=pytest.mark.soak)])
 async def test_no_order_runs_twice_and_nothing_is_left(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clients, "DEFAULT_TIMINGS", ApiTimings(retry_pause=0.001))
     monkeypatch.setattr(claim, "ASK_SECONDS", 0.2)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from typing import NoReturn
 
 import pytest
 from structlog.testing import capture_logs
 
-from agent.aio import cancel_and_wait, cancelled_on_exit, first_of, run_until_set
+from agent.aio import cancel_and_wait, cancelled_on_exit, first_of, run_in_event_loop, run_until_set
 
 
 class Worker:
@@ -123,3 +125,19 @@ async def test_the_tasks_of_a_block_are_cancelled_when_the_block_raises() -> Non
     with pytest.raises(ValueError, match="failed before"):
         await block()
     assert worker.cleaned
+
+
+def test_an_interruption_waits_for_the_construction_of_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = asyncio.events.new_event_loop
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    def build_interrupted() -> asyncio.AbstractEventLoop:
+        os.kill(os.getpid(), signal.SIGINT)
+        loops.append(build())
+        return loops[0]
+
+    monkeypatch.setattr(asyncio.events, "new_event_loop", build_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_in_event_loop(lambda: asyncio.sleep(60))
+    assert [loop.is_closed() for loop in loops] == [True]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

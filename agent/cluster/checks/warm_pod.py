@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 WARM_POD = "probe: warm pod"
 ADVICE = "warm pods need the rights `patch pods` and `create pods/exec`; without warm pods, remove warm.pools"
-# Seconds between two looks whether the warm pod is ready.
-POLL_SECONDS = 0.1
 # Seconds of a start above which an action would begin as fast in a pod of its own.
 SLOW_SECONDS = 0.5
 
@@ -42,12 +40,13 @@ async def examine(
     settings = settings.model_copy(update={"warm": warm})
     backend = PodBackend(settings, client, watch, settings.agent.pool, facts)
     watch.on_change = backend.warm.pod_changed
+    ready = asyncio.Event()
+    backend.warm.on_change = ready.set
     keeping = asyncio.create_task(backend.warm.run(), name="probe: warm pods")
     environment: PodEnvironment | None = None
     try:
         async with asyncio.timeout(seconds):
-            while not backend.warm.counts():  # noqa: ASYNC110 - the pools have no event
-                await asyncio.sleep(POLL_SECONDS)
+            await ready.wait()
         environment = backend.environment(action)
         backend.warm.drain()
         async with asyncio.timeout(seconds):

@@ -70,7 +70,7 @@ class PodBackend:
         self.debug = debug
         self.registry = EnvironmentRegistry(self.metrics)
         # A person who starts `run` waits for one pipeline only.
-        self.warm = WarmPods(settings, client, watch, self.plan, lambda: facts.complete, enabled=debug is None)
+        self.warm = WarmPods(settings, client, watch, self.plan, facts.known, enabled=debug is None)
         policy = settings.policy
         self.context = Context(
             settings=settings,
@@ -110,7 +110,7 @@ class PodBackend:
             return "the cluster does not answer"
         if self.watch.trouble:
             return f"the watch of pods fails: {self.watch.trouble}"
-        return "" if self.watch.synced.is_set() and self.facts.complete else "the cluster has not answered yet"
+        return "" if self.watch.synced.is_set() and self.facts.known.is_set() else "the cluster has not answered yet"
 
     def context_of(self, action: Action) -> Context:
         """Return the context of the environments of an action's class."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from agent.cluster.in_pod.start_gate import NOT_READY
 from agent.cluster.logs.source import LogState
 from agent.cluster.pod.fields import container_status, helper_status, parse_timestamp
 from agent.cluster.pod.manifest import ACTION
@@ -35,7 +36,7 @@ class PodContainers:
         status = self.pod_state.pod.get("status", {})
         helper, action = state_name(helper_status(status)), state_name(container_status(status, ACTION))
         if helper == "terminated":
-            return LogState.ABANDONED
+            return LogState.UNUSED if has_given_up(helper_status(status)) else LogState.ABANDONED
         if helper != "running":
             return LogState.WAITING
         return LogState.ENDING if action == "terminated" else LogState.OPEN
@@ -77,3 +78,9 @@ class PodContainers:
 def state_name(status: Object | None) -> str:
     """Return "waiting", "running" or "terminated"; "waiting" if the kubelet has not reported the container."""
     return next(iter((status or {}).get("state", {})), "waiting")
+
+
+def has_given_up(helper: Object | None) -> bool:
+    """Return whether container `helper` has ended before the commands, because a service was not ready."""
+    exit_code: int | None = (helper or {}).get("state", {}).get("terminated", {}).get("exitCode")
+    return exit_code == NOT_READY

@@ -100,6 +100,9 @@ class LogFollower:
             if state is LogState.GONE:
                 yield LogLost("the pod is gone")
                 return
+            if state is LogState.UNUSED:
+                yield LogEnd(0)
+                return
             way = self.way(state)
             async with aclosing(self.attempt(way)) as items:
                 async for item in items:

@@ -25,6 +25,8 @@ class LogState(Enum):
     ENDING = "ending"
     # Container `helper` has ended. Only what the node has of its stdout can be read.
     ABANDONED = "abandoned"
+    # Container `helper` has ended before the commands, because a service was not ready. No command has started.
+    UNUSED = "unused"
     # The pod is gone.
     GONE = "gone"
 

@@ -8,6 +8,7 @@ never runs the action a second time.
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from agent.aio import cancelled_on_exit
@@ -16,11 +17,15 @@ from agent.cluster.pod import labels
 from agent.cluster.pod.manifest import HELPER
 from agent.cluster.requests import delete_pod
 from agent.cluster.warm import shape
-from agent.cluster.warm.delivery import NotBegun, Unclear, ask_begun, deliver
+from agent.cluster.warm.delivery import DELIVERY_SECONDS, NotBegun, Unclear, ask_begun, deliver, delivery_exec
+from agent.cluster.warm.standby_exec import StandbyExec
 from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from agent.cluster.api.client import Client
+    from agent.cluster.api.exec import ExecStream
     from agent.cluster.pod.manifest import Plan
     from agent.cluster.warm.pool import WarmPod
     from agent.domain.json import Object
@@ -46,6 +51,21 @@ class Claims:
         self.settings = settings
         self.client = client
         self.path = path
+
+    def open_standby(self, pod: WarmPod) -> StandbyExec:
+        """Open an exec in a pod that is ready, for the delivery to come."""
+        target = ContainerRef(pod.pool.plan.namespace, pod.name, HELPER)
+        seconds = 2 * self.settings.warm.max_age
+        return StandbyExec(pod.name, lambda: delivery_exec(self.client, target, seconds))
+
+    @asynccontextmanager
+    async def exec_in(self, pod: WarmPod, target: ContainerRef) -> AsyncIterator[ExecStream]:
+        """Yield the standby exec of a pod, or a new exec if the pod has none."""
+        async with AsyncExitStack() as stack:
+            opened = await stack.enter_async_context(pod.standby.take()) if pod.standby else None
+            if opened is None:
+                opened = await stack.enter_async_context(delivery_exec(self.client, target, DELIVERY_SECONDS))
+            yield opened
 
     async def start(self, pod: WarmPod, plan: Plan) -> Object:
         """Claim a pod and start the action of `plan` in it. Return the claimed pod when the commands have begun.
@@ -96,8 +116,9 @@ class Claims:
 
     async def deliver(self, pod: WarmPod, plan: Plan, claim: asyncio.Task[Object]) -> None:
         target = ContainerRef(plan.namespace, pod.name, HELPER)
+        order = shape.order_of(plan, self.settings)
         try:
-            await deliver(self.client, target, shape.order_of(plan, self.settings), plan.nonce, claim)
+            await deliver(self.exec_in(pod, target), order, plan.nonce, claim)
         except Unclear as error:
             if not await ask_begun(self.client, target, ASK_SECONDS):
                 raise NotBegun(error.message) from error

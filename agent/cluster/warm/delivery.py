@@ -1,6 +1,6 @@
 """Deliver an order to a warm pod, in two phases, and ask a warm pod whether its commands have begun.
 
-Each call is one exec in container `helper`. The helper decides whether the commands begin (`in_pod.order_server`). So
+Each call uses one exec in container `helper`. The helper decides whether the commands begin (`in_pod.order_server`). So
 after every failure the agent either knows the answer or asks for it. Nothing here keeps state.
 """
 
@@ -18,6 +18,7 @@ from agent.domain.errors import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+    from contextlib import AbstractAsyncContextManager
 
     from agent.cluster.api.client import Client
     from agent.cluster.api.container_ref import ContainerRef
@@ -41,20 +42,26 @@ class Unclear(ClusterError):
     """It is unknown whether the commands have begun."""
 
 
-async def deliver(client: Client, target: ContainerRef, order: bytes, nonce: str, claim: Awaitable[object]) -> None:
-    """Deliver the order, and return when the commands begin.
+def delivery_exec(client: Client, target: ContainerRef, seconds: float) -> ExecStream:
+    """Return an exec of the errand `deliver_order` that has not started yet."""
+    return ExecStream(client, target, packaging.deliver_order_command(), seconds=seconds, stdin=True)
 
-    The exec starts at once, because its start takes longer than the claim of the pod. It sends nothing to the pod
-    before `claim` has succeeded.
+
+async def deliver(
+    exec_in_pod: AbstractAsyncContextManager[ExecStream], order: bytes, nonce: str, claim: Awaitable[object]
+) -> None:
+    """Deliver the order through an exec of `deliver_order`, and return when the commands begin.
+
+    An exec that is not open yet starts at once, because its start takes longer than the claim of the pod. Nothing is
+    sent to the pod before `claim` has succeeded.
 
     Raises:
         NotBegun: the order was not started. The agent has sent no `go`, or the helper refused.
         Unclear: the exec broke after `go` was sent.
     """
     go_sent = False
-    argv = packaging.deliver_order_command()
     try:
-        async with ExecStream(client, target, argv, seconds=DELIVERY_SECONDS, stdin=True) as stream:
+        async with asyncio.timeout(DELIVERY_SECONDS), exec_in_pod as stream:
             await claim
             await stream.send(line({"order": len(order)}))
             for at in range(0, len(order), CHUNK_BYTES):
@@ -72,6 +79,9 @@ async def deliver(client: Client, target: ContainerRef, order: bytes, nonce: str
         raise
     except ClusterError as error:
         raise (Unclear if go_sent else NotBegun)(error.message) from error
+    except TimeoutError as error:
+        text = f"the warm pod did not answer within {DELIVERY_SECONDS:.0f} s"
+        raise (Unclear if go_sent else NotBegun)(text) from error
 
 
 async def ask_begun(client: Client, target: ContainerRef, seconds: float) -> bool:
@@ -93,8 +103,7 @@ async def ask_begun(client: Client, target: ContainerRef, seconds: float) -> boo
 
 
 async def ask_once(client: Client, target: ContainerRef) -> bool:
-    argv = packaging.deliver_order_command()
-    async with ExecStream(client, target, argv, seconds=QUESTION_SECONDS, stdin=True) as stream:
+    async with delivery_exec(client, target, QUESTION_SECONDS) as stream:
         await stream.send(line({"seal": True}))
         answer = await Answers(stream).read()
     if "begun" not in answer:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from agent.cluster.warm import shape
 from agent.cluster.warm.demand import Demand
 from agent.domain.references.image_reference import image_matches
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterator
 
     from agent.cluster.ending.nudger import WatchedPod
     from agent.cluster.pod.manifest import Plan
+    from agent.cluster.warm.standby_exec import StandbyExec
     from agent.domain.json import Object
     from agent.settings import Settings
     from agent.settings.warm import WarmPool
@@ -31,11 +33,25 @@ MAX_LEARNED = 50
 FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0
 
 
+class Watch(Protocol):
+    """The part of the pod watch that warm pods need. Implemented by `environment.watch.PodWatch`."""
+
+    path: str
+    synced: asyncio.Event
+
+    def watch(self, name: str) -> WatchedPod:
+        """Return the state of the pod with this name, updated until `forget`."""
+
+    def forget(self, name: str) -> None:
+        """Stop updating the state that `watch` returned."""
+
+
 @dataclass(eq=False)
 class WarmPod:
     """One warm pod that no action has claimed. It lives until it is claimed or deleted.
 
     `created` is the pod as the API server created it, None while the request runs. `seconds` is its longest age.
+    `standby` is None until the pod is ready.
     """
 
     name: str
@@ -45,6 +61,7 @@ class WarmPod:
     seconds: float
     created: Object | None = None
     ready: bool = False
+    standby: StandbyExec | None = None
 
     @property
     def uid(self) -> str:
@@ -52,6 +69,10 @@ class WarmPod:
 
     def age(self, now: float) -> float:
         return now - self.born
+
+    async def close_standby(self) -> None:
+        if self.standby is not None:
+            await self.standby.close()
 
 
 @dataclass(eq=False)

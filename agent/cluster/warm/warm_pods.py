@@ -12,7 +12,7 @@ import contextlib
 import random
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.cluster.ending.nudger import WatchedPod
     from agent.cluster.pod.manifest import Plan
+    from agent.cluster.warm.pool import Watch
     from agent.domain.json import Object
     from agent.settings import Settings
 
@@ -56,23 +57,10 @@ LEAVING_SECONDS = 120.0
 MAX_TRIES = 3
 
 
-class Watch(Protocol):
-    """The part of the pod watch that warm pods need. Implemented by `environment.watch.PodWatch`."""
-
-    path: str
-    synced: asyncio.Event
-
-    def watch(self, name: str) -> WatchedPod:
-        """Return the state of the pod with this name, updated until `forget`."""
-
-    def forget(self, name: str) -> None:
-        """Stop updating the state that `watch` returned."""
-
-
 class WarmPods:
     """All warm pods of one agent. Owned by the backend, lives as long as the agent.
 
-    `plan_of` returns the plan of an action. `ready` returns whether the agent knows enough of the cluster to create
+    `plan_of` returns the plan of an action. `cluster_known` is set when the agent knows enough to create
     pods. `on_change` is called when the number of waiting pods may have changed.
     """
 
@@ -82,7 +70,7 @@ class WarmPods:
         client: Client,
         watch: Watch,
         plan_of: Callable[[Action, str], Plan],
-        ready: Callable[[], bool],
+        cluster_known: asyncio.Event,
         *,
         enabled: bool,
         on_change: Callable[[], None] = lambda: None,
@@ -92,7 +80,7 @@ class WarmPods:
         self.metrics = client.metrics
         self.watch = watch
         self.plan_of = plan_of
-        self.cluster_ready = ready
+        self.cluster_known = cluster_known
         self.enabled = enabled and settings.warm.enabled
         self.on_change = on_change
         self.pools = Pools(settings)
@@ -229,19 +217,20 @@ class WarmPods:
         if not self.enabled:
             return
         await self.watch.synced.wait()
-        while not self.cluster_ready():  # noqa: ASYNC110 - what the agent learns about its cluster has no event
-            await asyncio.sleep(PACE_SECONDS)
+        await self.cluster_known.wait()
         for pool in self.settings.warm.pools:
             asked = Action(Key(""), pool.image, (), resources=Resources(pool.cpu, pool.memory, pool.ephemeral_storage))
             self.pools.configure(pool, shape.idle_plan(self.plan_of(asked, ""), self.settings), now())
-        while True:
-            self.wake.clear()
-            await self.look()
-            try:
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await self.wake.wait()
-            except TimeoutError:
-                continue
+        try:
+            while True:
+                self.wake.clear()
+                await self.look()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await self.wake.wait()
+        finally:
+            for pod in (*self.pools.pods(), *self.reserved.values()):
+                await pod.close_standby()
 
     async def look(self) -> None:
         """Look at all warm pods once, and create and delete what the pools need."""
@@ -274,12 +263,13 @@ class WarmPods:
         if found is None:
             # The watch may show a new pod later than the answer to the request.
             if pod.ready or pod.age(now()) > LOOK_SECONDS:
-                self.forget(pod)
+                await self.forget(pod)
             return
         why = shape.start_failure(found)
         if not why and not pod.ready:
             if shape.is_ready(found):
                 pod.ready = True
+                pod.standby = self.claims.open_standby(pod)
                 pod.pool.succeed(pod.age(now()))
                 return
             blocked = shape.unschedulable(found)
@@ -307,7 +297,7 @@ class WarmPods:
         finally:
             if pod.created is None:
                 # If the API server has created the pod all the same, the sweep deletes it.
-                self.forget(pod)
+                await self.forget(pod)
 
     async def delete(self, pod: WarmPod) -> None:
         """Delete a pod that no action has claimed. If this fails, the sweep deletes the pod later."""
@@ -318,6 +308,7 @@ class WarmPods:
         self.metrics.warm_pod_seconds.labels("wasted").inc(pod.age(now()))
         self.deleting += 1
         self.changed()
+        await pod.close_standby()
         try:
             await delete_pod(self.client, self.watch.path, pod.name, pod.uid, None, DELETE_SECONDS)
         except ClusterError as error:
@@ -328,9 +319,10 @@ class WarmPods:
             self.deleting -= 1
             self.changed()
 
-    def forget(self, pod: WarmPod) -> None:
+    async def forget(self, pod: WarmPod) -> None:
         if pod in pod.pool.pods:
             pod.pool.pods.remove(pod)
+        await pod.close_standby()
         self.watch.forget(pod.name)
         self.changed()
 

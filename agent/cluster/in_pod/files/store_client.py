@@ -10,6 +10,7 @@ import re
 import ssl
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from html import unescape
 from urllib.parse import parse_qs, urlsplit
 
 TYPE_CHECKING = False
@@ -94,7 +95,7 @@ def explain(answer: http.client.HTTPResponse, body: bytes, url: str) -> str:
     if code:
         text += " " + code[1].decode("utf-8", "replace")
     if message:
-        text += ": " + message[1].decode("utf-8", "replace")
+        text += ": " + unescape(message[1].decode("utf-8", "replace"))
     age = seconds_since_signature(answer, url)
     if answer.status in (400, 403) and abs(age) > CLOCK_SECONDS:
         when = "ago" if age > 0 else "in the future"

@@ -316,6 +316,15 @@ async def test_a_helper_that_ends_before_the_log_loses_the_rest(api: LogServer) 
     ]
 
 
+async def test_a_helper_that_never_starts_the_commands_loses_nothing(api: LogServer) -> None:
+    api.log.write(b"a marker\n")
+    api.script = [api.then_silent()]
+    reading = asyncio.create_task(api.read())
+    await poll_until("the log is requested", lambda: len(api.queries) > 0)
+    api.source.enter(LogState.UNUSED)
+    assert others(await reading) == [LogEnd()]
+
+
 # ---- the consumer of the follower's output
 
 

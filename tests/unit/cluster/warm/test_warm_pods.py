@@ -72,6 +72,27 @@ async def test_an_action_begins_in_a_warm_pod_by_one_patch_and_one_exec(api: Sha
         assert not agent.warm.leaving
 
 
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_the_exec_is_open_before_the_action_comes(api: SharedApi, *, breaks: bool) -> None:
+    async with warm_agent(api) as agent:
+        (name,) = await agent.ready()
+        await agent.until(lambda: len(api.warm_helper(name).connections) == 1)
+        (pod,) = agent.warm.pools.pods()
+        standby = pod.standby
+        assert standby is not None
+        await agent.until(lambda: standby.stream is not None)
+        if breaks:
+            api.warm[name].break_connections()
+            await agent.until(lambda: standby.stream is None)
+        environment = await begin(agent)
+        assert environment.plan.name == name
+        assert len(api.requests_for("get", f"{name}/exec")) == (2 if breaks else 1)
+        assert standby.task.done()
+        await environment.remove()
+    # The agent has closed the execs of the pods that still waited.
+    assert not any(helper.connections for helper in api.warm.values())
+
+
 async def test_the_time_before_the_claim_does_not_count_for_the_timeout(api: SharedApi) -> None:
     async with warm_agent(api) as agent:
         await agent.ready()
