@@ -188,7 +188,7 @@ def main(arguments: list[str]) -> None:
     """Run with the arguments WORKSPACE SNAPSHOT GO FOLDER WORD.
 
     SNAPSHOT is the file to write, "" for none. FOLDER is the log's folder. GO is the FIFO that gets WORD: `run` starts
-    the commands, and `tree` tells the gate of container `helper`, which waits for services too.
+    the commands, and `tree` is for the gate of container `helper`, which waits for services too.
     """
     signal.alarm(SILENCE_SECONDS)
     os.umask(0o022)

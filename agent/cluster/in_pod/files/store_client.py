@@ -89,7 +89,7 @@ class StoreClient:
 
 
 def explain(answer: http.client.HTTPResponse, body: bytes, url: str) -> str:
-    """Return what an answer with an error says, without the URL. It names a difference of the clocks."""
+    """Return the error of an answer, without the URL. The text names a difference of the clocks."""
     code, message = (re.search(rb"<%s>([^<]{1,300})" % name, body) for name in (b"Code", b"Message"))
     text = f"HTTP {answer.status}"
     if code:
