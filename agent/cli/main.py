@@ -292,8 +292,10 @@ def prune(
     store = CacheStore(ObjectStore(settings.objects), settings.caches.sign_key_file)
     seconds = parse_duration("--older-than", older_than) if older_than else None
     limit = parse_size("--max-bytes", max_bytes) if max_bytes else None
-    work = pruning.prune(store, time.time(), older_than=seconds, max_bytes=limit, dry_run=dry_run)
-    done, verb = asyncio.run(work), "would delete" if dry_run else "deleted"
+    done = run_in_event_loop(
+        lambda: pruning.prune(store, time.time(), older_than=seconds, max_bytes=limit, dry_run=dry_run)
+    )
+    verb = "would delete" if dry_run else "deleted"
     click.echo(f"{verb} {done.entries} entries and {done.archives} archives ({size_text(done.bytes)})")
     click.echo(f"{done.kept_entries} entries and {size_text(done.kept_bytes)} stay")
 
