@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Maximum number of characters of a key after its placeholders are filled in. The key is one component of the name of an
-# object, and stores on a file system allow 255 bytes there.
+# Maximum number of characters of a key after its placeholders are filled in, percent-encoded. The key is one component
+# of the name of an object, and stores on a file system allow 255 bytes there.
 MAX_KEY = 200
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 NAMES = ("image", "arch", "os")
@@ -59,6 +60,7 @@ def filled_in(text: str, values: Mapping[str, str]) -> str:
         ValueError: the key is too long.
     """
     found = PLACEHOLDER.sub(lambda name: values[name[1]], text)
-    if len(found) > MAX_KEY:
-        raise ValueError(f"the key {found[:60]!r}... has {len(found)} characters; at most {MAX_KEY} are allowed")
+    if (size := len(quote(found, safe=""))) > MAX_KEY:
+        limit = f"at most {MAX_KEY} are allowed, and a sign such as / counts as three"
+        raise ValueError(f"the key {found[:60]!r}... has {size} characters; {limit}")
     return found

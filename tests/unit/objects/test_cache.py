@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
+from unittest.mock import AsyncMock
 
 import pytest
+from aiohttp import StreamReader
 
 from agent.objects import cache as module
 from agent.objects.cache import Archive, CacheStore, EntryRefused, Place, version_of
-from agent.objects.errors import StoreError
+from agent.objects.errors import StoreError, read_answer
 from agent.objects.prune import UNNAMED_SECONDS, prune
 from agent.objects.store import ObjectStore
 from tests.fakes.cache_objects import CacheObjects
@@ -98,6 +101,14 @@ async def test_the_newest_entry_of_a_prefix_is_found(cache: CacheStore, monkeypa
     await cache.add(Place("pr", "pip-y", VERSION), archive("8"))
     assert await cache.find_newest("main", "pip-", VERSION) == ("pip-a", archive("2"))
     assert await cache.find_newest("main", "gem-", VERSION) is None
+
+
+async def test_an_answer_is_read_whole_and_no_further() -> None:
+    # A store may send the body in pieces. A single read returns the first piece only.
+    parts = [b"one", b"two", b"three", b""]
+    content = SimpleNamespace(read=AsyncMock(side_effect=lambda size: parts.pop(0)[:size]))
+    assert await read_answer(cast(StreamReader, content), 8) == b"onetwoth"
+    assert await read_answer(cast(StreamReader, content), 8) == b""
 
 
 @pytest.mark.parametrize("text", [None, "short"])
