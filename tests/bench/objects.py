@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from agent.cluster.in_pod.files.send_objects import PART_BYTES
 from agent.cluster.in_pod.files.store_client import CONNECTIONS
+from agent.objects.errors import xml_field
 from agent.objects.store import ObjectStore, part_query
 from agent.protocol.wire import agent_pb2 as wire
 from agent.settings import ObjectSettings
@@ -46,8 +47,9 @@ mkdir many; i=0; while [ $i -lt {MANY} ]; do cp /tmp/one many/$i; i=$((i + 1)); 
 """
 # Stdin has pairs of a URL, a path, an offset and a size. The program prints the seconds of the whole upload.
 BARE = f"""
-import http.client, json, sys, threading, time
+import http.client, json, os, sys, threading, time, traceback
 from urllib.parse import urlsplit
+threading.excepthook = lambda error: (traceback.print_exception(error.exc_value), os._exit(1))
 jobs = json.load(sys.stdin)[::-1]
 def work():
     connection = None
@@ -157,7 +159,8 @@ class Upload:
             if size <= PART_BYTES:
                 found.append((store.sign(credentials, "PUT", key), place, 0, size))
                 continue
-            upload = await store.begin_upload(key)
+            _, body = await store.request("POST", key, query={"uploads": ""})
+            upload = xml_field(body, "UploadId")
             for number, offset in enumerate(range(0, size, PART_BYTES), 1):
                 url = store.sign(credentials, "PUT", key, query=part_query(upload, number))
                 found.append((url, place, offset, min(PART_BYTES, size - offset)))
