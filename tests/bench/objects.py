@@ -35,11 +35,8 @@ if TYPE_CHECKING:
 
 GIBIBYTES = 10
 MANY = 10_000
-BIG = f"""
-dd if=/dev/urandom of=/tmp/part bs=1M count=64 2>/dev/null
-for n in $(seq {GIBIBYTES * 16}); do cat /tmp/part; done > big
-{HOLD}
-"""
+# A file of zeros that has no blocks, so that the disk only needs room for the copy in the store.
+BIG = f"truncate -s {GIBIBYTES}G big; {HOLD}"
 SMALL = f"""
 head -c 1024 /dev/urandom > /tmp/one
 mkdir many; i=0; while [ $i -lt {MANY} ]; do cp /tmp/one many/$i; i=$((i + 1)); done
@@ -93,6 +90,7 @@ async def measure(namespace: str) -> list[Row]:
                 objects=store.settings | {"fallback": "none"},
                 cluster={"kubeconfig": kubeconfig},
                 artifacts={"timeout": "30m"},
+                environment={"workspace_limit": f"{2 * GIBIBYTES}Gi"},
             )
             upload = Upload(scheduler, agent, seen, store, proxy)
             size = GIBIBYTES << 30
@@ -147,7 +145,9 @@ class Upload:
         jobs = await self.jobs([(path, int(size)) for path, size in (line.split() for line in sizes.splitlines())])
         file = self.scheduler.folder / "bare.json"
         file.write_text(json.dumps(jobs))
-        return float(await bare.sh(self.scheduler.namespace, RUN_BARE, name, PROGRAM=BARE, FILE=str(file)))
+        return float(
+            await bare.sh(self.scheduler.namespace, RUN_BARE, name, timeout=1800, PROGRAM=BARE, FILE=str(file))
+        )
 
     async def jobs(self, files: list[tuple[str, int]]) -> list[tuple[str, str, int, int]]:
         """Return the requests of a bare upload, without a checksum."""
