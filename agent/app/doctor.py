@@ -42,8 +42,9 @@ async def examine(
         async with aclosing(scheduler.check_scheduler(settings, version("sealci-agent"), metrics)) as findings:
             async for finding in findings:
                 yield finding
+    cache_key = settings.caches.sign_key_file if settings.caches.store == "objects" else None
     if "objects" in parts and (settings.objects.issuer != "none" or parts == ("objects",)):
-        async with aclosing(objects.check_store(settings.objects)) as findings:
+        async with aclosing(objects.check_store(settings.objects, cache_key)) as findings:
             async for finding in findings:
                 yield finding
     if "cluster" in parts:

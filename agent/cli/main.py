@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from agent.cli.options import (
     output_options,
     parse_assignments,
     parse_duration,
+    parse_size,
     print_error,
     read_pipeline,
     settings_options,
@@ -260,6 +262,42 @@ def doctor(
     parts = (only,) if only else PARTS
     findings = examine(settings, parts=parts, image=image, seconds=parse_duration("--timeout", timeout))
     sys.exit(0 if run_in_event_loop(lambda: report(findings, write=click.echo, as_json=output == "json")) else 1)
+
+
+@cli.group()
+def cache() -> None:
+    """Look after the cache in the object store."""
+
+
+@cache.command()
+@settings_options
+@click.option("--older-than", metavar="DURATION", help="Delete entries that were stored before this time, as in 30d.")
+@click.option("--max-bytes", metavar="SIZE", help="Delete the oldest entries until the rest fits, as in 100Gi.")
+@click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
+def prune(
+    config: Path | None, assignments: tuple[str, ...], older_than: str | None, max_bytes: str | None, dry_run: bool
+) -> None:
+    """Delete old entries of the cache, and archives that no entry names.
+
+    Without an option, only archives without an entry are deleted. The settings name the store and the key.
+    """
+    from agent.console.formatting import size_text
+    from agent.objects import prune as pruning
+    from agent.objects.cache import CacheStore
+    from agent.objects.store import ObjectStore
+
+    settings = load(config, parse_assignments(assignments))
+    if settings.caches.sign_key_file is None:
+        raise SettingsError("caches.store: is none, so there is no cache to prune")
+    store = CacheStore(ObjectStore(settings.objects), settings.caches.sign_key_file)
+    seconds = parse_duration("--older-than", older_than) if older_than else None
+    limit = parse_size("--max-bytes", max_bytes) if max_bytes else None
+    done = run_in_event_loop(
+        lambda: pruning.prune(store, time.time(), older_than=seconds, max_bytes=limit, dry_run=dry_run)
+    )
+    verb = "would delete" if dry_run else "deleted"
+    click.echo(f"{verb} {done.entries} entries and {done.archives} archives ({size_text(done.bytes)})")
+    click.echo(f"{done.kept_entries} entries and {size_text(done.kept_bytes)} stay")
 
 
 @cli.command()

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from agent.console import terminal_text
 from agent.domain.errors import SettingsError
-from agent.domain.quantities import seconds
+from agent.domain.quantities import quantity, seconds
 from agent.settings import load
 
 if TYPE_CHECKING:
@@ -151,6 +151,14 @@ def parse_duration(option: str, text: str) -> float:
     """Return the duration given as an option, in seconds."""
     try:
         return seconds(text)
+    except ValueError as error:
+        raise click.UsageError(f"{option}: {error}") from error
+
+
+def parse_size(option: str, text: str) -> int:
+    """Return the number of bytes given as an option."""
+    try:
+        return int(quantity(text))
     except ValueError as error:
         raise click.UsageError(f"{option}: {error}") from error
 

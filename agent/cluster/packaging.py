@@ -1,9 +1,9 @@
 """Pack the programs of container `helper` into commands that any container with Python 3.9 can run.
 
 The programs are ordinary modules, so that they are typed, linted and tested: `helper`, which is PID 1, and the errands
-`collect_files`, `send_objects`, `receive_tree`, `receive_inputs`, `read_log` and `deliver_order`, each one exec. A
-command carries their source as one argument of `python3 -c`, compressed, without comments and docstrings. So the
-version of the image on a node does not have to match the agent's version.
+`collect_files`, `send_objects`, `receive_tree`, `receive_inputs`, `caches`, `read_log` and `deliver_order`, each one
+exec. A command carries their source as one argument of `python3 -c`, compressed, without comments and docstrings. So
+the version of the image on a node does not have to match the agent's version.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ from agent.cluster.in_pod import (
     workspace,
 )
 from agent.cluster.in_pod.files import (
+    cache_archive,
+    caches,
     collect_files,
     downloads,
+    errand_lock,
     receive_inputs,
     receive_tree,
     send_objects,
@@ -86,7 +89,14 @@ def receive_tree_program() -> tuple[str, ...]:
 @cache
 def receive_inputs_program() -> tuple[str, ...]:
     """Return the command that writes inputs, without the arguments that `receive_inputs.main` takes."""
-    return (*PYTHON, one_liner(workspace, store_client, downloads, receive_inputs))
+    return (*PYTHON, one_liner(workspace, store_client, downloads, errand_lock, receive_inputs))
+
+
+@cache
+def caches_program() -> tuple[str, ...]:
+    """Return the command that restores or saves caches, without the arguments that `caches.main` takes."""
+    files = (store_client, downloads, errand_lock, collect_files, send_objects, cache_archive, caches)
+    return (*PYTHON, one_liner(workspace, glob, *files))
 
 
 @cache

@@ -47,6 +47,8 @@ class JsonView(View):
                 self.write("stage", event.action, stage=stage.value, detail=detail)
             case session_events.ServiceChanged(name=name, state=state, exit_code=code, message=message):
                 self.write("service", event.action, name=name, state=state.value, exit_code=code, message=message)
+            case session_events.CacheResult() as result:
+                self.write_cache(event.action, result)
             case session_events.CommandFinished(index=index, exit_code=code, seconds=seconds):
                 self.write("command", event.action, index=index, exit_code=code, seconds=round(seconds, 3))
             case events.FileStored(path=path, size=size, sha256=sha256):
@@ -63,6 +65,19 @@ class JsonView(View):
                     exit_code=outcome.exit_code,
                     message=outcome.message,
                 )
+
+    def write_cache(self, action: str, result: session_events.CacheResult) -> None:
+        """Write the `cache` object of a result."""
+        self.write(
+            "cache",
+            action,
+            key=result.key,
+            result=result.kind.value,
+            used_key=result.used_key,
+            bytes=result.bytes,
+            seconds=round(result.seconds, 3),
+            message=result.message,
+        )
 
     def decoder(self, action: str) -> codecs.IncrementalDecoder:
         """Return the decoder of an action's log. The decoder joins a character that arrives in two pieces."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from agent.console import terminal_text
 from agent.console.formatting import clock_text, fault_text, first_line, plural, size_text
 from agent.console.reports import final_summary
-from agent.console.reports.run_report import ActionReport, service_text
+from agent.console.reports.run_report import ActionReport, cache_text, service_text
 from agent.console.terminal_text import LineSplitter
 from agent.console.view import View
 from agent.domain import events as session_events
@@ -62,9 +62,10 @@ class LineView(View):
                 self.show_log(name, text)
             case session_events.StageChanged(stage=stage, detail=detail):
                 self.show_stage(name, stage, detail)
-            case session_events.ServiceChanged(state=state) as change:
-                if state is not ServiceState.STARTING:
-                    self.write_notice(name, f"service {change.name}: {service_text(change)}")
+            case session_events.ServiceChanged() as change:
+                self.show_service(name, change)
+            case session_events.CacheResult() as result:
+                self.write_notice(name, f"cache {result.key}: {cache_text(result)}")
             case session_events.CommandStarted(index=index):
                 self.show_command(name, index)
             case session_events.ArtifactSummary() as summary:
@@ -97,6 +98,11 @@ class LineView(View):
             self.flush(name)
         for line in self.splitters.setdefault(name, LineSplitter()).feed(text.data):
             self.write(name, line)
+
+    def show_service(self, name: str, change: session_events.ServiceChanged) -> None:
+        """Write the new state of a service, unless it starts."""
+        if change.state is not ServiceState.STARTING:
+            self.write_notice(name, f"service {change.name}: {service_text(change)}")
 
     def show_stage(self, name: str, stage: Stage, detail: str) -> None:
         """Write that a stage began, or its new detail.

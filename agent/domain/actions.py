@@ -6,7 +6,7 @@ end of its session.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -129,6 +129,44 @@ class Service:
         return self.health is not None or not self.ports
 
 
+# Maximum number of caches of an action, of paths and of fallback keys of a cache, and of characters of each of them.
+MAX_CACHES = 5
+MAX_CACHE_ITEMS = 20
+MAX_CACHE_CHARACTERS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Paths of the workspace that are kept for later actions under a key. A key is never written twice.
+
+    `key` and `fallback_keys` may have placeholders (see `references.cache_key`). `prefix` is the begin of the keys that
+    are tried last, "" for none. The paths are stored after the results `save`: SUCCESS, ALWAYS or NEVER.
+    """
+
+    key: str
+    paths: tuple[str, ...]
+    fallback_keys: tuple[str, ...] = ()
+    prefix: str = ""
+    save: When = When.SUCCESS
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The key, the fallback keys and the prefix, in the order in which they are tried."""
+        return (self.key, *self.fallback_keys, self.prefix)
+
+    def saves(self, *, succeeded: bool) -> bool:
+        """Whether the paths are stored after commands with this result."""
+        return self.save is When.ALWAYS or (succeeded and self.save is When.SUCCESS)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheScope:
+    """Names that the scheduler gives, which decide what caches may read and write. Empty `write`: nothing is stored."""
+
+    write: str = ""
+    read: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One attempt of an action, and its owner. Attempts and claims count from 1.
@@ -155,7 +193,8 @@ class Action:
     values, so `repr` leaves it out. `traceparent` is the W3C trace context of the scheduler, "" for none.
     `pipefail`: whether a failure inside a pipe fails the command, None for the agent's setting.
     `environment_class` names a class of environments, "" for none.
-    `inputs`: the agent copies these files of other actions into the workspace before the first command.
+    `inputs`: the agent copies these files of other actions into the workspace before the first command. `caches` are
+    restored before that. They are not used if `cache_scope` is None.
     """
 
     key: Key
@@ -173,6 +212,21 @@ class Action:
     services: tuple[Service, ...] = ()
     environment_class: str = ""
     inputs: tuple[Input, ...] = ()
+    caches: tuple[Cache, ...] = ()
+    cache_scope: CacheScope | None = None
+
+    @property
+    def awaits_files(self) -> bool:
+        """Whether the agent copies files into the workspace and then starts the commands."""
+        return bool(self.inputs or self.caches)
+
+    @property
+    def collected(self) -> ArtifactRules:
+        """The rules for artifacts. Without declared paths, the files of caches are no artifacts."""
+        if self.artifacts.declared:
+            return self.artifacts
+        cached = tuple(path for each in self.caches for path in each.paths)
+        return replace(self.artifacts, exclude=(*self.artifacts.exclude, *cached))
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,38 @@ class ServiceChanged:
     message: str = ""
 
 
+class CacheKind(Enum):
+    """What happened to a cache. The values are those of the metrics and of the JSON output."""
+
+    HIT = "hit"
+    FALLBACK = "fallback"
+    MISS = "miss"
+    SAVED = "saved"
+    EXISTS = "exists"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+    @property
+    def restores(self) -> bool:
+        """Whether files were restored."""
+        return self in (CacheKind.HIT, CacheKind.FALLBACK)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheResult:
+    """What happened to one cache before the commands, or after them. `used_key` is the key of the restored entry.
+
+    `bytes` is the size of the archive in the store, 0 if none was moved. `message` has the cause of a fault.
+    """
+
+    key: str
+    kind: CacheKind
+    used_key: str = ""
+    bytes: int = 0
+    seconds: float = 0.0
+    message: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class LeftOut:
     """A file of the workspace that was not copied. `path` is relative to the workspace, as bytes of the file system."""
@@ -133,6 +165,7 @@ Event = (
     | CommandStarted
     | CommandFinished
     | LogChunk
+    | CacheResult
     | ArtifactSummary
     | Finished
 )

@@ -26,6 +26,24 @@ def safe_components(path: bytes) -> tuple[bytes, ...]:
     return components
 
 
+def check_cache_path(path: str) -> None:
+    """Check a path of a cache: a file or a folder of the workspace, without wildcards.
+
+    Raises:
+        ValueError: the path is not allowed. The message begins with "must".
+    """
+    try:
+        components = safe_components(path.encode("utf-8", "surrogateescape"))
+    except ValueError:
+        raise ValueError(
+            f"must be a path within the workspace: relative and without '..', not {path[:200]!r}"
+        ) from None
+    if any(sign in path for sign in "*?[\\"):
+        raise ValueError(f"must be one path without wildcards, not {path[:200]!r}")
+    if components[0] == b".git":
+        raise ValueError("must not be in .git, because git runs programs that its settings name")
+
+
 def write_all(fd: int, data: bytes | memoryview) -> None:
     """Write all bytes of `data` to a descriptor. A single call of `os.write` possibly writes only a part."""
     rest = memoryview(data)

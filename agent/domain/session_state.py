@@ -25,6 +25,7 @@ class Feature(Enum):
     SERVICES = "services"
     INPUTS = "inputs"
     OBJECTS = "objects"
+    CACHE = "cache"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from agent.domain.references.repository_url import (
 )
 from agent.domain.references.secret_name import checked_secret_name
 from agent.domain.session_state import Feature
-from agent.execution.admission_checks import image_problems, resource_problems, variable_problems
+from agent.execution.admission_checks import cache_problems, image_problems, resource_problems, variable_problems
 from agent.execution.services.admission import NO_RULES, ServiceRules, service_problems
 from agent.settings import admission_policy, class_policies
 
@@ -44,7 +44,7 @@ MAX_PROBLEMS = 50
 
 def agent_features(settings: Settings) -> tuple[Feature, ...]:
     """Return the features of the contract that this agent has. A setting can switch a feature off."""
-    return (Feature.INPUTS, *((Feature.SERVICES,) if settings.services.max else ()))
+    return (Feature.INPUTS, Feature.CACHE, *((Feature.SERVICES,) if settings.services.max else ()))
 
 
 def admission_of(settings: Settings) -> Callable[[Action], float]:
@@ -83,6 +83,7 @@ def admit(
         timeout(action, policy),
         artifacts(action),
         service_problems(action, policy, rules),
+        cache_problems(action),
     )
     problems = list(islice(found, MAX_PROBLEMS))
     if problems:

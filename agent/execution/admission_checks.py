@@ -8,13 +8,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from agent.domain.actions import MAX_CACHE_CHARACTERS, MAX_CACHE_ITEMS, MAX_CACHES
+from agent.domain.paths import check_cache_path
 from agent.domain.quantities import quantity, resource_quantity
+from agent.domain.references.cache_key import check_template
 from agent.domain.references.image_reference import checked_image, image_matches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from agent.domain.actions import Resources
+    from agent.domain.actions import Action, Resources
 
 # Maximum number of bytes in one variable's name and value. Linux limits a variable of a program to 128 KiB, with an
 # equals sign and a NUL. On its way to the commands, the name of a secret has a prefix of 14 bytes.
@@ -52,6 +55,33 @@ def variable_problems(field: str, values: Mapping[str, str]) -> Iterator[str]:
                 f"{field}: {name[:100]!r} has {one} bytes with its value; at most {MAX_VARIABLE_BYTES}, "
                 "because Linux starts no program with a longer variable"
             )
+
+
+def cache_problems(action: Action) -> Iterator[str]:
+    """Yield the problems of the caches: their number, their keys and their paths."""
+    caches = action.caches
+    paths = sum(len(each.paths) for each in caches)
+    keys = max((len(each.fallback_keys) for each in caches), default=0)
+    if len(caches) > MAX_CACHES or paths > MAX_CACHE_ITEMS or keys > MAX_CACHE_ITEMS:
+        yield (
+            f"caches: {len(caches)} caches with {paths} paths and up to {keys} fallback keys are too many; "
+            f"at most {MAX_CACHES}, {MAX_CACHE_ITEMS} and {MAX_CACHE_ITEMS}"
+        )
+        return
+    for number, each in enumerate(caches, 1):
+        checks = [("key", each.key, check_template), *(("paths", path, check_cache_path) for path in each.paths)]
+        checks += [("fallback_keys", key, check_template) for key in each.fallback_keys]
+        checks += [("prefix", each.prefix, check_template)] if each.prefix else []
+        if not each.paths:
+            yield f"caches[{number}].paths: at least one is needed"
+        for field, text, check in checks:
+            if len(text) > MAX_CACHE_CHARACTERS:
+                yield f"caches[{number}].{field}: has {len(text)} characters; at most {MAX_CACHE_CHARACTERS}"
+                continue
+            try:
+                check(text)
+            except ValueError as error:
+                yield f"caches[{number}].{field}: {error}"
 
 
 def resource_problems(

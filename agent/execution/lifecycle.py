@@ -18,6 +18,7 @@ from agent.domain.events import Source
 from agent.domain.observations import Exited, Lost, Running, SetupFailed
 from agent.execution.commands import environment_lost, run_commands
 from agent.execution.files.artifacts import collect
+from agent.execution.files.caches import restore_caches, save_caches
 from agent.execution.files.inputs import provide_inputs
 from agent.execution.services.logs import live_logs, send_last_lines
 from agent.execution.session import Interrupted
@@ -78,6 +79,7 @@ async def run_once(session: Session, environment: Environment, start: Start, set
             await start(session, environment, settings)
             end = await run_commands(session, environment, settings)
             outcome = await collect(session, environment, end, settings)
+            await save_caches(session, environment, end, outcome, settings)
     except ActionFailed as failure:
         outcome = await log_failure(session, failure)
     except Interrupted as interrupted:
@@ -105,11 +107,11 @@ async def take_over(session: Session, environment: Environment, settings: Settin
     if resume.cancel is not None:
         session.cancel(resume.cancel)
     # The container runs while the commands wait for inputs or services.
-    waits_for_inputs = session.awaits_inputs
+    waits_for_files = session.awaits_files
     waits_for_services = bool(session.action.services) and session.reporter.stage is not Stage.COMMANDS
-    if not environment.running_for or waits_for_inputs or waits_for_services:
+    if not environment.running_for or waits_for_files or waits_for_services:
         await wait_until_running(session, environment, settings)
-    session.progress.count_earlier_run(0.0 if waits_for_inputs else environment.running_for)
+    session.progress.count_earlier_run(0.0 if waits_for_files else environment.running_for)
 
 
 async def begin_again(session: Session, environment: Environment, resume: Resume) -> None:
@@ -171,7 +173,7 @@ async def wait_until_running(session: Session, environment: Environment, setting
 
 
 async def fill_workspace(session: Session, environment: Environment, settings: Settings) -> Observation | None:
-    """Copy the working tree of the person at the terminal, and the inputs, into a running environment.
+    """Copy the working tree of the person at the terminal, caches and inputs into a running environment.
 
     Returns the last observation of the environment if it ends meanwhile, else None.
 
@@ -180,7 +182,8 @@ async def fill_workspace(session: Session, environment: Environment, settings: S
     """
     if environment.interactive:
         await session.run_until_stopped(environment.upload_workspace(partial(session.reporter.enter, Stage.SETUP)))
-    if session.awaits_inputs:
+    if session.awaits_files:
+        await restore_caches(session, environment, settings)
         return await session.run_until_stopped(provide_inputs(session, environment, settings))
     return None
 

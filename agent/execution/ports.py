@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from agent.domain.actions import Action, ArtifactRules, Key
+    from agent.domain.actions import Action, ArtifactRules, Cache, CacheScope, Key
     from agent.domain.artifacts import FileData, FilePart, InputFile
-    from agent.domain.events import Event
+    from agent.domain.events import CacheResult, Event
     from agent.domain.log_cursor import Cursor
     from agent.domain.observations import Collected, LogItem, Marker, Observation, ServiceOutput
     from agent.domain.outcome import Outcome
@@ -204,6 +204,28 @@ class Environment(Protocol):
             ActionFailed: a file cannot be written at its path, or its content has another hash.
             ClusterError: the copy broke. `retryable` is set if a new call may succeed.
             Exception: whatever `items` raises.
+        """
+
+    @property
+    def cache_trouble(self) -> str:
+        """Return why caches cannot be used now, for people. "" if they can."""
+
+    def restore_caches(self, caches: tuple[Cache, ...], scope: CacheScope) -> AsyncGenerator[CacheResult, None]:
+        """Restore caches into the workspace, one result for each. `receive_inputs` follows, and starts the commands.
+
+        A repeated call is safe. If the commands have started already, the call changes and yields nothing.
+
+        Raises:
+            ClusterError: the caches without a result are not restored.
+        """
+
+    def save_caches(
+        self, caches: tuple[Cache, ...], scope: CacheScope, *, succeeded: bool
+    ) -> AsyncGenerator[CacheResult, None]:
+        """Save the caches that were not restored from their own key, after commands that `succeeded` or not.
+
+        Raises:
+            ClusterError: the caches without a result are not saved.
         """
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:

@@ -88,6 +88,8 @@ class Session:
         self.stats = SessionStats()
         self.services = ServiceReports(action.services, self.reporter)
         self.followed_services: set[str] = set()  # services whose log is sent live
+        # Whether a cache may have to be saved. An adopted session does not know, so it asks the pod.
+        self.save_caches = True
         self.stop_request: StopRequest | None = None
         self.stop_requested = asyncio.Event()
 
@@ -97,8 +99,9 @@ class Session:
 
     def resume(self, resume: Resume) -> None:
         """Continue at the resume point: the last event that the scheduler has stored from the former agent."""
-        inputs = resume.action.inputs if resume.action is not None else ()
-        self.action = replace(self.action, secrets=dict(resume.secrets), inputs=inputs)
+        self.action = replace(self.action, secrets=dict(resume.secrets), inputs=(), caches=())
+        if (whole := resume.action) is not None:
+            self.action = replace(self.action, inputs=whole.inputs, caches=whole.caches, cache_scope=whole.cache_scope)
         self.progress.go_to(resume)
         self.reporter.resume(resume.stage, self.action.secrets)
 
@@ -111,10 +114,10 @@ class Session:
         return "setup" if stage is Stage.ADMISSION else stage.value
 
     @property
-    def awaits_inputs(self) -> bool:
-        """Return whether the environment waits for files of other actions, as far as this agent knows."""
+    def awaits_files(self) -> bool:
+        """Return whether the environment waits for caches or inputs, as far as this agent knows."""
         begun = self.progress.command or self.reporter.stage not in (Stage.ADMISSION, Stage.SETUP)
-        return bool(self.action.inputs) and not self.progress.inputs_copied and not begun
+        return self.action.awaits_files and not self.progress.inputs_copied and not begun
 
     def add_to(self, metrics: Metrics) -> None:
         """Count what happened in this session, at its end."""

@@ -14,6 +14,7 @@ from agent.telemetry.metrics import fault
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from agent.domain.events import CacheResult
     from agent.domain.outcome import Outcome
     from agent.execution.logs.pipeline import LogStream
     from agent.telemetry.metrics import Metrics
@@ -35,6 +36,7 @@ class SessionStats:
         self.input_files = 0
         self.input_bytes = 0
         self.input_seconds: float | None = None
+        self.cache_results: list[tuple[str, CacheResult]] = []
         # Number and bytes of files that the pod moved by itself, by direction.
         self.objects: dict[str, tuple[int, int]] = {}
         self.object_fallbacks = 0
@@ -55,6 +57,10 @@ class SessionStats:
     def inputs_received(self, files: int, size: int, seconds: float) -> None:
         """Count files of other actions that were copied into the environment, in `seconds` for all of them."""
         self.input_files, self.input_bytes, self.input_seconds = files, size, seconds
+
+    def cache_used(self, operation: str, result: CacheResult) -> None:
+        """Count a result of a cache. `operation` is `restore` or `save`."""
+        self.cache_results.append((operation, result))
 
     def objects_moved(self, direction: str, files: int, size: int) -> None:
         """Count files that the pod has put into the object store (`put`) or read from it (`got`)."""
@@ -92,6 +98,11 @@ class SessionStats:
         metrics.input_bytes.inc(self.input_bytes)
         if self.input_seconds is not None:
             metrics.phase_duration.labels("inputs").observe(self.input_seconds)
+        for operation, result in self.cache_results:
+            metrics.cache_operations.labels(operation, result.kind.value).inc()
+            metrics.cache_bytes.labels(operation).inc(result.bytes)
+            if result.seconds:
+                metrics.cache_seconds.labels(operation).observe(result.seconds)
         for direction, (files, size) in self.objects.items():
             metrics.objects.labels(direction).inc(files)
             metrics.object_bytes.labels(direction).inc(size)

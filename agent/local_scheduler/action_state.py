@@ -130,7 +130,9 @@ def advance(state: ActionState, seq: int, event: Event | None, now: float) -> tu
             return add_log(state, event)
         case session_events.Finished():
             return state.with_outcome(event.outcome), events.ActionEnded(event.outcome, state.elapsed(now))
-        case session_events.Accepted() | session_events.ArtifactSummary() | session_events.ServiceChanged():
+        case session_events.Accepted() | session_events.ArtifactSummary():
+            return state, event
+        case session_events.ServiceChanged() | session_events.CacheResult():
             return state, event
         case _:
             return state, None

@@ -15,16 +15,17 @@ import structlog
 from agent.domain.actions import Cancel
 from agent.domain.errors import AgentError
 from agent.domain.log_cursor import Cursor
-from agent.domain.session_state import Readiness, Resume
+from agent.domain.session_state import Feature, Readiness, Resume
 from agent.local_scheduler.storage.inputs import inputs_of, resumed_inputs
+from agent.pipeline.cache_keys import cache_scope
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from agent.domain.actions import Key
-    from agent.domain.session_state import Feature, Health
+    from agent.domain.actions import Action, CacheScope, Key
+    from agent.domain.session_state import Health
     from agent.local_scheduler.records import ActionRecord
 
 
@@ -102,8 +103,18 @@ class AgentStream:
         self.wake.set()
 
     def send_action(self, record: ActionRecord) -> None:
-        action = record.plan.action(record.state.key, record.run.secrets, inputs_of(record))
+        action = record.plan.action(record.state.key, record.run.secrets, inputs_of(record), self.cache_scope(record))
         self.send(wire.SchedulerMessage(action=translate.action_message(action)))
+
+    def cache_scope(self, record: ActionRecord) -> CacheScope | None:
+        """Return which caches an action may use. None if the agent knows no caches, because no action needs them."""
+        if Feature.CACHE not in self.features:
+            return None
+        return cache_scope(record.plan.repository, record.run.name)
+
+    def resumed_action(self, record: ActionRecord) -> Action:
+        inputs, scope = resumed_inputs(record), self.cache_scope(record)
+        return record.plan.action(record.state.key, record.run.secrets, inputs, scope)
 
     def resume(self, record: ActionRecord, *, adopted: bool) -> None:
         """Queue the resume point of a session: its last stored event. An adopted session gets its action again."""
@@ -118,7 +129,7 @@ class AgentStream:
             cancel=Cancel(message=state.cancel) if state.cancel is not None else None,
             secrets=secrets,
             service_cursors=state.service_cursors,
-            action=record.plan.action(state.key, record.run.secrets, resumed_inputs(record)) if adopted else None,
+            action=self.resumed_action(record) if adopted else None,
         )
         self.send(wire.SchedulerMessage(resume=translate.resume_message(resume)))
 

@@ -77,12 +77,13 @@ class ActionRecord:
 
 @dataclass(eq=False, slots=True)
 class PipelineRun:
-    """A submitted pipeline. `position` is the number of its last event.
+    """A submitted pipeline. `name` is the name in its file. `position` is the number of its last event.
 
     The event `changed` is set when more pipeline events are stored. A new asyncio event then replaces `changed`.
     """
 
     pipeline: StoredPipeline
+    name: str = ""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     records: dict[str, ActionRecord] = field(default_factory=dict)
     position: int = 0

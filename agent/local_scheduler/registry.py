@@ -110,9 +110,10 @@ class PipelineRegistry:
         """
         pipeline = loaded.pipeline
         secrets = {} if pipeline.ended else self.secret_files.read(pipeline.id)
-        run = PipelineRun(pipeline, secrets=secrets, position=loaded.position)
+        parsed = parser.parse(pipeline.text, pipeline.source)
+        run = PipelineRun(pipeline, parsed.name, secrets=secrets, position=loaded.position)
         states = {each.name: each for each in loaded.actions}
-        for plan in parser.parse(pipeline.text, pipeline.source).actions:
+        for plan in parsed.actions:
             state = states[plan.name]
             files = loaded.files.get(plan.name, [])
             run.records[plan.name] = ActionRecord(plan, state, run, stored_seq=state.seq, files=files)
@@ -135,7 +136,8 @@ class PipelineRegistry:
                 raise PipelineExists(f"another pipeline has the id {run_id}")
             return found
         stored = StoredPipeline(run_id, pipeline.source, pipeline.text, time.time())
-        run = PipelineRun(stored, secrets={name: secrets.get(name, "") for name in pipeline.secrets})
+        values = {name: secrets.get(name, "") for name in pipeline.secrets}
+        run = PipelineRun(stored, pipeline.name, secrets=values)
         run.records = {plan.name: ActionRecord(plan, ActionState(run_id, plan.name), run) for plan in pipeline.actions}
         if self.store.durable and run.secrets:
             await asyncio.to_thread(self.secret_files.write, run_id, run.secrets)

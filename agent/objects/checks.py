@@ -10,11 +10,13 @@ import secrets
 from typing import TYPE_CHECKING
 
 from agent.domain.check_result import failed, ok, skipped, warning
+from agent.objects.cache import Archive, CacheStore, Place, version_of
 from agent.objects.errors import StoreError
 from agent.objects.store import ObjectStore, checksum_header
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from pathlib import Path
 
     from agent.domain.check_result import Finding
     from agent.settings import ObjectSettings
@@ -24,8 +26,8 @@ CONTENT = b"sealci-agent doctor\n"
 FORBIDDEN = 403
 
 
-async def check_store(settings: ObjectSettings) -> AsyncGenerator[Finding]:
-    """Yield the findings about the store."""
+async def check_store(settings: ObjectSettings, sign_key_file: Path | None = None) -> AsyncGenerator[Finding]:
+    """Yield the findings about the store, and about the cache in it if there is a key that signs its entries."""
     if settings.issuer == "none":
         yield skipped(CHECK, "objects.issuer is none, so files go through the scheduler")
         return
@@ -49,8 +51,28 @@ async def check_store(settings: ObjectSettings) -> AsyncGenerator[Finding]:
             detail = "the store takes other bytes than those that a signed checksum names"
             yield warning(f"{CHECK}: checksum", detail, "the agent still checks each file when it is used")
         yield await check_lifecycle(store)
+        if sign_key_file is not None:
+            yield await check_cache(store, sign_key_file)
     except StoreError as error:
         yield failed(CHECK, error.message, "check objects.*, the credentials, their rights, and the bucket")
+
+
+async def check_cache(store: ObjectStore, sign_key_file: Path) -> Finding:
+    """Store, find, list and delete an entry of the cache."""
+    check = "cache"
+    cache = CacheStore(store, sign_key_file)
+    place = Place("doctor", f"doctor-{secrets.token_hex(8)}", version_of(()))
+    archive = Archive(place.scope, "0" * 64, 0)
+    try:
+        await cache.add(place, archive)
+        found = await cache.find(place)
+        listed = await cache.find_newest(place.scope, place.key, place.version)
+        await cache.drop(place)
+    except StoreError as error:
+        return failed(check, error.message, "check caches.sign_key_file, and the rights to list and delete objects")
+    if found != archive or listed != (place.key, archive):
+        return failed(check, "an entry that was stored is not found again", "check whether the store lists new objects")
+    return ok(check, "an entry was stored, found, listed and deleted")
 
 
 async def refuses_other_bytes(store: ObjectStore, key: str) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from agent.objects.errors import StoreError, xml_field
+from agent.objects.errors import StoreError, read_answer, xml_field
 from agent.objects.signature import Credentials
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class CredentialSource:
         try:
             limit = aiohttp.ClientTimeout(total=STS_SECONDS)
             async with http.post(endpoint, data=form, timeout=limit, allow_redirects=False) as answer:
-                text = await answer.content.read(MAX_ANSWER)
+                text = await read_answer(answer.content, MAX_ANSWER)
                 status = answer.status
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise StoreError(f"the token service {endpoint} does not answer: {error!r}", retryable=True) from error

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from html import unescape
+from typing import TYPE_CHECKING
 
 from agent.domain.errors import ClusterError, Reason
+
+if TYPE_CHECKING:
+    from aiohttp import StreamReader
 
 # Codes of an answer after which another try can succeed, besides those from 500 on.
 RETRYABLE = frozenset({408, 425, 429})
@@ -24,6 +28,14 @@ def xml_field(data: bytes, name: str) -> str:
     """Return the text of the first element of an answer with this name, "" if there is none."""
     found = re.search(rb"<%s>([^<]{0,4096})</%s>" % (name.encode(), name.encode()), data)
     return unescape(found[1].decode("utf-8", "replace")) if found else ""
+
+
+async def read_answer(content: StreamReader, limit: int) -> bytes:
+    """Return the body of an answer, at most `limit` bytes. A single `read` returns what has arrived so far."""
+    data = bytearray()
+    while len(data) < limit and (part := await content.read(limit - len(data))):
+        data += part
+    return bytes(data)
 
 
 def error_of_answer(what: str, status: int, body: bytes) -> StoreError:

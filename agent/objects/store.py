@@ -18,7 +18,7 @@ import aiohttp
 from yarl import URL
 
 from agent.objects.credentials import CredentialSource
-from agent.objects.errors import StoreError, error_of_answer, xml_field
+from agent.objects.errors import StoreError, error_of_answer, read_answer, xml_field
 from agent.objects.signature import encode, presign
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class ObjectStore:
                     method, target, headers=headers, data=body, timeout=timeout, allow_redirects=False
                 ) as answer,
             ):
-                found = await answer.content.read(MAX_ANSWER)
+                found = await read_answer(answer.content, MAX_ANSWER)
                 status, fields = answer.status, dict(answer.headers)
         except TimeoutError as error:
             raise StoreError(f"{what}: no answer within {REQUEST_SECONDS:g} s", retryable=True) from error
@@ -217,7 +217,7 @@ class ObjectStore:
         try:
             async with self.session() as http, http.get(url, timeout=timeout, allow_redirects=False) as answer:
                 if answer.status != HTTP_OK:
-                    body = await answer.content.read(MAX_ANSWER)
+                    body = await read_answer(answer.content, MAX_ANSWER)
                     raise error_of_answer(f"GET {self.uri(key)}", answer.status, body)
                 async for data in answer.content.iter_chunked(STREAM_BYTES):
                     yield data

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from agent.domain import events as session_events
 from agent.domain.errors import Reason, Stage
-from agent.domain.events import ServiceState, Source
+from agent.domain.events import CacheKind, ServiceState, Source
 from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Outcome, Result
 from agent.pipeline import events
@@ -48,6 +48,17 @@ def fill(message: wire.PipelineEvent, body: EventBody) -> None:  # noqa: C901 - 
         case session_events.ServiceChanged():
             message.service.CopyFrom(
                 wire.Service(name=body.name, state=body.state.value, exit_code=body.exit_code, message=body.message)
+            )
+        case session_events.CacheResult():
+            message.cache.CopyFrom(
+                wire.Cache(
+                    key=body.key,
+                    kind=body.kind.value,
+                    used_key=body.used_key,
+                    bytes=body.bytes,
+                    seconds=body.seconds,
+                    message=body.message,
+                )
             )
         case session_events.CommandStarted():
             message.command_started.index = body.index
@@ -128,6 +139,12 @@ def read_service(message: wire.Service) -> session_events.ServiceChanged:
     )
 
 
+def read_cache(message: wire.Cache) -> session_events.CacheResult:
+    return session_events.CacheResult(
+        message.key, CacheKind(message.kind), message.used_key, message.bytes, message.seconds, message.message
+    )
+
+
 def read(message: wire.PipelineEvent) -> EventBody | None:  # noqa: C901 - one case for each kind of event
     """Return the body of an event, None for an unknown kind."""
     match message.WhichOneof("event"):
@@ -144,6 +161,8 @@ def read(message: wire.PipelineEvent) -> EventBody | None:  # noqa: C901 - one c
             return session_events.StageChanged(Stage(message.stage.stage), message.stage.detail)
         case "service":
             return read_service(message.service)
+        case "cache":
+            return read_cache(message.cache)
         case "command_started":
             return session_events.CommandStarted(message.command_started.index, Cursor())
         case "command_finished":

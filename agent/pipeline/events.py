@@ -96,6 +96,7 @@ EventBody = (
     | events.Accepted
     | events.StageChanged
     | events.ServiceChanged
+    | events.CacheResult
     | events.CommandStarted
     | events.CommandFinished
     | LogText

@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from agent.domain.actions import Action, ArtifactRules, Repository, Resources, Service
+from agent.domain.actions import Action, ArtifactRules, Cache, Repository, Resources, Service
 from agent.domain.session_state import Feature
 from agent.pipeline.action_keys import (
     read_artifacts,
@@ -33,6 +33,7 @@ from agent.pipeline.action_keys import (
     read_secret_names,
     read_timeout,
 )
+from agent.pipeline.cache_keys import read_caches
 from agent.pipeline.file_errors import PipelineFileError, Problem
 from agent.pipeline.inputs import InputRule, read_inputs
 from agent.pipeline.service_keys import read_services
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from agent.domain.actions import Key
+    from agent.domain.actions import CacheScope, Key
     from agent.domain.artifacts import Input
 
 Result = TypeVar("Result")
@@ -66,6 +67,7 @@ ACTION_KEYS = (
     "shell",
     "services",
     "retry",
+    "cache",
     "needs",
     "inputs",
     "when",
@@ -103,6 +105,7 @@ class PipelineAction:
     pipefail: bool | None = None
     services: tuple[Service, ...] = ()
     environment_class: str = ""
+    caches: tuple[Cache, ...] = ()
     needs: tuple[str, ...] = ()
     inputs: tuple[InputRule, ...] = ()
     when: Condition = Condition.SUCCESS
@@ -120,10 +123,16 @@ class PipelineAction:
         """Whether not every agent can run this action, because it needs features or a class of environments."""
         return bool(self.features or self.environment_class)
 
-    def action(self, key: Key, secrets: Mapping[str, str], inputs: tuple[Input, ...] = ()) -> Action:
+    def action(
+        self,
+        key: Key,
+        secrets: Mapping[str, str],
+        inputs: tuple[Input, ...] = (),
+        cache_scope: CacheScope | None = None,
+    ) -> Action:
         """Return the action that is sent to an agent. `secrets` may hold more values than this action names.
 
-        `inputs` are the files that the rules of this action select.
+        `inputs` are the files that the rules of this action select. Without a `cache_scope`, the caches are left out.
         """
         return Action(
             key=key,
@@ -140,6 +149,8 @@ class PipelineAction:
             services=self.services,
             environment_class=self.environment_class,
             inputs=inputs,
+            caches=self.caches if cache_scope is not None else (),
+            cache_scope=cache_scope if self.caches else None,
         )
 
 
@@ -310,6 +321,7 @@ def read_action(
         pipefail=optional(keys, "shell", read_pipefail, None),
         services=optional(keys, "services", lambda each: read_services(each, secrets), ()),
         environment_class=optional(keys, "class", read_class, ""),
+        caches=optional(keys, "cache", read_caches, ()),
         needs=optional(keys, "needs", read_needs, ()),
         inputs=optional(keys, "inputs", read_inputs, ()),
         when=optional(keys, "when", lambda condition: read_condition(condition, has_needs), Condition.SUCCESS),

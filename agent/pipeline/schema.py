@@ -9,10 +9,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from agent.domain.actions import MAX_GLOB_CHARACTERS, MAX_GLOBS, OnExit, ServiceLog, When
+from agent.domain.actions import (
+    MAX_CACHE_CHARACTERS,
+    MAX_CACHE_ITEMS,
+    MAX_CACHES,
+    MAX_GLOB_CHARACTERS,
+    MAX_GLOBS,
+    OnExit,
+    ServiceLog,
+    When,
+)
 from agent.domain.artifacts import MAX_INPUTS
 from agent.domain.quantities import DURATION, QUANTITY
 from agent.pipeline.action_keys import ARTIFACT_KEYS, CLASS, REPO_KEYS, RESOURCE_KEYS, SHELL_KEYS, VARIABLE
+from agent.pipeline.cache_keys import CACHE_KEYS, SAVES
 from agent.pipeline.inputs import INPUT_KEYS
 from agent.pipeline.parser import ACTION_KEYS, DEFAULT_KEYS, KEYS_OF_SEVERAL, MAX_ACTIONS, NAME, PIPELINE_KEYS
 from agent.pipeline.service_keys import FOLDER, HEALTH_KEYS, HOST_NAME, SERVICE_KEYS, SERVICE_NAME
@@ -63,6 +73,11 @@ DESCRIPTIONS = {
     "privileged": "All rights of root on the node. The policy must allow the image.",
     "on_exit": "When the end of the service fails the action. Default: crash-fails.",
     "log": "When the log of the service is shown. Default: on-failure.",
+    "cache": "Paths of the workspace that are kept for later actions.",
+    "key": "Name of the entry, with {hash:GLOB}, {image}, {arch} or {os}. An entry is never written twice.",
+    "fallbacks": "Keys that are tried if there is no entry with the key.",
+    "prefix": "Begin of keys. The newest entry is tried last.",
+    "save": "After which end of the commands the paths are saved. Default: success.",
     "needs": "Actions that must end before this action starts.",
     "inputs": "Artifacts of other actions that are copied into the workspace before the first command.",
     "from": "The action whose artifacts are copied, one of the needs.",
@@ -116,6 +131,15 @@ def action_values() -> dict[str, Schema]:
         "to": TEXT,
         "optional": BOOLEAN,
     }
+    key = TEXT | {"maxLength": MAX_CACHE_CHARACTERS}
+    cache: dict[str, Schema] = {
+        "key": key,
+        "paths": texts(TEXT, minItems=1, maxItems=MAX_CACHE_ITEMS)
+        | {"description": "Files and folders of the workspace, without wildcards."},
+        "fallbacks": texts(key, maxItems=MAX_CACHE_ITEMS),
+        "prefix": key,
+        "save": {"enum": [each.value for each in SAVES]},
+    }
     rules = {"paths": globs, "exclude": globs, "when": {"enum": [each.value for each in When]}}
     environment = {"env": variables, "secrets": texts({"type": "string", "pattern": whole(VARIABLE.pattern)})}
     environment["secrets"] |= {"uniqueItems": True}
@@ -153,6 +177,7 @@ def action_values() -> dict[str, Schema]:
             "propertyNames": {"pattern": whole(VARIABLE.pattern)},
             "additionalProperties": texts({"type": SCALAR}, minItems=1) | {"uniqueItems": True},
         },
+        "cache": texts(mapping(CACHE_KEYS, cache, required=("key", "paths")), maxItems=MAX_CACHES),
         "inputs": texts(mapping(INPUT_KEYS, files, required=("from",)), maxItems=MAX_INPUTS),
     }
 

@@ -29,7 +29,7 @@ from agent.domain.references.image_reference import image_matches
 from agent.settings.connection import ClassicSettings, SchedulerSettings, Tls
 from agent.settings.environment_classes import ClassSettings, class_policies, policy_of_class, settings_of_class
 from agent.settings.field_types import NAME_PATTERN, checked_quantity, size
-from agent.settings.objects import ObjectSettings
+from agent.settings.objects import CacheSettings, ObjectSettings
 from agent.settings.policy import PolicySettings, ServiceSettings
 from agent.settings.sections import (
     AgentSection,
@@ -52,6 +52,7 @@ __all__ = [
     "PREFIX",
     "AgentSection",
     "ArtifactSettings",
+    "CacheSettings",
     "ClassSettings",
     "ClassicSettings",
     "ClusterSettings",
@@ -103,6 +104,8 @@ class Settings(BaseSettings):
     services: ServiceSettings = ServiceSettings()
     artifacts: ArtifactSettings = ArtifactSettings()
     objects: ObjectSettings = ObjectSettings()
+    # Not `cache`, because SEALCI_CACHE is the folder of the local cluster's programs.
+    caches: CacheSettings = CacheSettings()
     logs: LogSettings = LogSettings()
     http: HttpSettings = HttpSettings()
     metrics: MetricsSettings = MetricsSettings()
@@ -122,6 +125,13 @@ class Settings(BaseSettings):
                     f"{where} is a tag, and environment.image_pull_policy is Always: "
                     "name a digest, or set warm.stale_tags"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def caches_have_a_store(self) -> Settings:
+        """Refuse a cache in an object store that the agent does not use."""
+        if self.caches.store == "objects" and self.objects.issuer != "agent":
+            raise ValueError("caches.store: is objects, so objects.issuer must be agent")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The section of the settings about the object store. It lives as long as the process."""
+"""The sections of the settings about the object store and the cache. They live as long as the process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from agent.settings.field_types import Section, Size
+from agent.settings.field_types import Duration, Section, Size
 
 
 class ObjectSettings(Section):
@@ -60,3 +60,30 @@ class ObjectSettings(Section):
     def missing(self) -> list[str]:
         """Return the keys that are not set, and that the side that signs URLs needs."""
         return [name for name in ("endpoint", "bucket") if not getattr(self, name)]
+
+
+class CacheSettings(Section):
+    """Caches of actions: paths of the workspace that are kept for later actions. docs/cache.md explains them."""
+
+    store: Literal["none", "objects"] = Field(
+        "none",
+        description="Where caches are kept. With `none`, actions run without their caches. "
+        "With `objects`, in the object store of the section `objects`.",
+    )
+    sign_key_file: Path | None = Field(
+        None,
+        description="File with at least 32 random characters, by which agents sign the entries of the cache. "
+        "All agents that share a cache need the same key. Needed with `objects`.",
+    )
+    max_size: Size = Field(2 << 30, gt=0, description="Largest size of the archive of one cache, in bytes.")
+    restore_timeout: Duration = Field(
+        120.0, ge=1, description="Longest time to restore all caches of an action. It then runs without the rest."
+    )
+    save_timeout: Duration = Field(120.0, ge=1, description="Longest time to save all caches of an action.")
+
+    @model_validator(mode="after")
+    def signs_entries(self) -> CacheSettings:
+        """Refuse a cache whose entries are not signed."""
+        if self.store != "none" and self.sign_key_file is None:
+            raise ValueError(f"caches.sign_key_file: must be set, because caches.store is {self.store}")
+        return self

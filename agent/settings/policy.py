@@ -83,6 +83,9 @@ class PolicySettings(Section):
         description="Images whose services may be privileged, as patterns. A privileged service has all rights of root "
         "on its node. The namespace of actions must allow such pods.",
     )
+    cache: Literal["off", "read", "read-write"] = Field(
+        "read-write", description="Whether actions may restore caches, and whether they may save them too."
+    )
     pending_timeout: Duration = Field(300.0, gt=0, description="Longest time until a pod has a node.")
     pull_grace: Duration = Field(
         30.0,

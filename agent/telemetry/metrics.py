@@ -68,6 +68,7 @@ WARM_RESULTS = (
     "cold_no_pool",
     "cold_empty",
     "cold_lost",
+    "cold_caches",
     "cold_class",
     "cold_image",
     "cold_inputs",
@@ -76,6 +77,10 @@ WARM_RESULTS = (
     "cold_size",
     "cold_variable",
 )
+CACHE_RESULTS = {
+    "restore": ("hit", "fallback", "miss", "skipped"),
+    "save": ("saved", "exists", "skipped", "failed"),
+}
 NUDGE_RESULTS = ("accepted", "refused", "failed", "skipped")
 LOG_DROP_REASONS = ("line_limit", "total_limit", "gap")
 SESSION_STAGES = ("setup", "commands", "artifacts", "cleanup")
@@ -188,6 +193,13 @@ class Metrics:
         self.input_files = self.counter("input_files", "Files of other actions that were copied into a workspace.")
         self.input_bytes = self.counter("input_bytes", "Bytes of those files.")
         self.input_retries = self.counter("input_retries", "Repeated attempts to copy the inputs of a session.")
+        self.cache_operations = self.counter(
+            "cache_operations", "Caches of actions, by what happened to them.", "operation", "result"
+        )
+        self.cache_bytes = self.counter("cache_bytes", "Bytes of archives restored or saved.", "operation")
+        self.cache_seconds = self.histogram(
+            "cache_seconds", "Time to restore or save one cache.", self.settings.phase_buckets, "operation"
+        )
         self.objects = self.counter(
             "objects", "Files that pods put into the object store as artifacts, or got from it as inputs.", "direction"
         )
@@ -278,6 +290,11 @@ class Metrics:
         create_series(self.log_gaps, ("certain",))
         create_series(self.actions_running, SESSION_STAGES)
         create_series(self.artifact_failures, ARTIFACT_FAILURE_REASONS)
+        for operation, names in CACHE_RESULTS.items():
+            for name in names:
+                self.cache_operations.labels(operation, name)
+        create_series(self.cache_bytes, CACHE_RESULTS)
+        create_series(self.cache_seconds, CACHE_RESULTS)
         create_series(self.objects, OBJECT_DIRECTIONS)
         create_series(self.object_bytes, OBJECT_DIRECTIONS)
         create_series(self.request_wait, REQUEST_PRIORITIES)

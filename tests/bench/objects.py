@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from agent.cluster.in_pod.files.send_objects import PART_BYTES
 from agent.cluster.in_pod.files.store_client import CONNECTIONS
+from agent.objects.errors import xml_field
 from agent.objects.store import ObjectStore, part_query
 from agent.protocol.wire import agent_pb2 as wire
 from agent.settings import ObjectSettings
@@ -34,11 +35,8 @@ if TYPE_CHECKING:
 
 GIBIBYTES = 10
 MANY = 10_000
-BIG = f"""
-dd if=/dev/urandom of=/tmp/part bs=1M count=64 2>/dev/null
-for n in $(seq {GIBIBYTES * 16}); do cat /tmp/part; done > big
-{HOLD}
-"""
+# A file of zeros that has no blocks, so that the disk only needs room for the copy in the store.
+BIG = f"truncate -s {GIBIBYTES}G big; {HOLD}"
 SMALL = f"""
 head -c 1024 /dev/urandom > /tmp/one
 mkdir many; i=0; while [ $i -lt {MANY} ]; do cp /tmp/one many/$i; i=$((i + 1)); done
@@ -46,8 +44,9 @@ mkdir many; i=0; while [ $i -lt {MANY} ]; do cp /tmp/one many/$i; i=$((i + 1)); 
 """
 # Stdin has pairs of a URL, a path, an offset and a size. The program prints the seconds of the whole upload.
 BARE = f"""
-import http.client, json, sys, threading, time
+import http.client, json, os, sys, threading, time, traceback
 from urllib.parse import urlsplit
+threading.excepthook = lambda error: (traceback.print_exception(error.exc_value), os._exit(1))
 jobs = json.load(sys.stdin)[::-1]
 def work():
     connection = None
@@ -91,6 +90,7 @@ async def measure(namespace: str) -> list[Row]:
                 objects=store.settings | {"fallback": "none"},
                 cluster={"kubeconfig": kubeconfig},
                 artifacts={"timeout": "30m"},
+                environment={"workspace_limit": f"{2 * GIBIBYTES}Gi"},
             )
             upload = Upload(scheduler, agent, seen, store, proxy)
             size = GIBIBYTES << 30
@@ -145,7 +145,9 @@ class Upload:
         jobs = await self.jobs([(path, int(size)) for path, size in (line.split() for line in sizes.splitlines())])
         file = self.scheduler.folder / "bare.json"
         file.write_text(json.dumps(jobs))
-        return float(await bare.sh(self.scheduler.namespace, RUN_BARE, name, PROGRAM=BARE, FILE=str(file)))
+        return float(
+            await bare.sh(self.scheduler.namespace, RUN_BARE, name, timeout=1800, PROGRAM=BARE, FILE=str(file))
+        )
 
     async def jobs(self, files: list[tuple[str, int]]) -> list[tuple[str, str, int, int]]:
         """Return the requests of a bare upload, without a checksum."""
@@ -157,7 +159,8 @@ class Upload:
             if size <= PART_BYTES:
                 found.append((store.sign(credentials, "PUT", key), place, 0, size))
                 continue
-            upload = await store.begin_upload(key)
+            _, body = await store.request("POST", key, query={"uploads": ""})
+            upload = xml_field(body, "UploadId")
             for number, offset in enumerate(range(0, size, PART_BYTES), 1):
                 url = store.sign(credentials, "PUT", key, query=part_query(upload, number))
                 found.append((url, place, offset, min(PART_BYTES, size - offset)))

@@ -482,6 +482,25 @@ def test_private_addresses_can_be_switched_off() -> None:
     assert not reachable(off, "169.254.20.10", 80)
 
 
+def test_actions_and_agents_reach_their_object_store() -> None:
+    store = {"issuer": "agent", "endpoint": "http://10.1.2.3:9000", "bucket": "b"}
+    off = {"actions": {"privateRanges": False}}
+    to = {"objects": {"to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}], "port": 9000}}
+    unnamed, named = ({**MINIMAL, "objects": store, "networkPolicy": each} for each in (off, {**off, **to}))
+    assert not reachable(unnamed, "10.1.2.3", 9000)
+    assert reachable(named, "10.1.2.3", 9000)
+    assert not reachable(named, "10.1.2.3", 9001)
+    assert not reachable(named, "10.1.2.4", 9000)
+    found = policies(named)[""]["egress"]
+    assert {"port": 9000} in found[1]["ports"]
+    assert {"ports": [{"port": 9000}], "to": to["objects"]["to"]} in found
+    # An agent whose scheduler signs the URLs does not use the store itself.
+    signed = policies({**MINIMAL, "objects": {"issuer": "scheduler"}})[""]["egress"]
+    assert [each["port"] for each in signed[1]["ports"]] == [
+        each["port"] for each in policies(MINIMAL)[""]["egress"][1]["ports"]
+    ]
+
+
 def test_the_nodes_pull_images_beforehand_as_volumes_or_by_a_shell() -> None:
     images = [BUSYBOX, DEBIAN]
     with new_namespace("pod-security.kubernetes.io/enforce=restricted") as namespace:

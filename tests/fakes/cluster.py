@@ -37,8 +37,9 @@ from tests.fakes.waiting import Changing
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
-    from agent.domain.actions import Action, ArtifactRules
+    from agent.domain.actions import Action, ArtifactRules, Cache, CacheScope
     from agent.domain.artifacts import FilePart
+    from agent.domain.events import CacheResult
     from agent.domain.log_cursor import Cursor
     from agent.domain.outcome import Outcome
     from agent.domain.session_state import Resume
@@ -66,6 +67,9 @@ class Script:
         live_logs: what `live_log` yields for each service, by name, or the error that it raises.
         begun: whether the commands of an adopted environment have begun.
         objects: the pod can use an object store.
+        caches: for each call of `restore_caches` and `save_caches` its results, and perhaps an error at its end. A call
+            of a cache without an entry here yields nothing.
+        cache_trouble: why caches cannot be used.
         deliveries: for each `receive_inputs` the error to raise at its end, or None.
         remove_error: an error that `remove` raises. The `remove` of a real environment never raises.
     """
@@ -86,6 +90,8 @@ class Script:
     setup_notice: str = ""
     begun: bool = True
     objects: bool = False
+    caches: list[list[CacheResult | BaseException]] = field(default_factory=list)
+    cache_trouble: str = ""
     deliveries: list[BaseException | None] = field(default_factory=list)
     remove_error: BaseException | None = None
 
@@ -378,6 +384,28 @@ class FakeEnvironment:
             self.inputs[path] = (mode, data)
         if self.script.deliveries and (error := self.script.deliveries.pop(0)):
             raise error
+
+    @property
+    def cache_trouble(self) -> str:
+        return self.script.cache_trouble
+
+    async def restore_caches(self, caches: tuple[Cache, ...], scope: CacheScope) -> AsyncGenerator[CacheResult, None]:
+        """Yield the next results of the script."""
+        await self.note("restore caches")
+        for each in self.script.caches.pop(0) if self.script.caches else ():
+            if isinstance(each, BaseException):
+                raise each
+            yield each
+
+    async def save_caches(
+        self, caches: tuple[Cache, ...], scope: CacheScope, *, succeeded: bool
+    ) -> AsyncGenerator[CacheResult, None]:
+        """Yield the next results of the script."""
+        await self.note("save caches")
+        for each in self.script.caches.pop(0) if self.script.caches else ():
+            if isinstance(each, BaseException):
+                raise each
+            yield each
 
     async def hold_for_debugging(self, outcome: Outcome) -> str:
         """Record the hold for debugging. Return the message for the person at the terminal."""

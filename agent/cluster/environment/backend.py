@@ -21,6 +21,8 @@ from agent.cluster.pod.recreate import secret_of_older_agent
 from agent.cluster.pod.setup_status import SetupLimits
 from agent.cluster.warm.warm_pods import WarmPods
 from agent.domain.json import Object
+from agent.objects.cache import CacheStore
+from agent.objects.store import ObjectStore
 from agent.settings import settings_of_class
 
 if TYPE_CHECKING:
@@ -36,6 +38,12 @@ if TYPE_CHECKING:
 TIMINGS = EnvironmentTimings()
 # Number of logs of services that the agent follows at once. Each needs a connection to the API server.
 MAX_LIVE_LOGS = 100
+
+
+def cache_store(settings: Settings) -> CacheStore | None:
+    """Return the cache in the object store, None if the agent has none."""
+    file = settings.caches.sign_key_file
+    return CacheStore(ObjectStore(settings.objects), file) if settings.caches.store == "objects" and file else None
 
 
 class PodBackend:
@@ -81,6 +89,7 @@ class PodBackend:
             nudges=NudgeSwitch(client, lambda: settings.environment.nudge_kubelet and facts.nudges, watch.watched_pods),
             warm=self.warm,
             debug=debug,
+            cache=cache_store(settings),
             issuer=issuer,
             timings=timings,
         )

@@ -217,7 +217,7 @@ class PodServices:
             environment.workspace,
             notify,
             gated=self.gated,
-            inputs=bool(environment.plan.action.inputs),
+            inputs=environment.plan.action.awaits_files,
         )
 
     @property

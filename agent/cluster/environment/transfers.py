@@ -1,4 +1,4 @@
-"""The files that an environment exchanges with its pod: artifacts out, inputs in.
+"""The files that an environment exchanges with its pod: artifacts out, inputs in, caches in both directions.
 
 `FileTransfers` is a part of `PodEnvironment`. Each transfer is one exec in container `helper`. With an object store,
 the helper moves the bytes itself, and the exec carries signed URLs.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from agent.cluster.api.container_ref import ContainerRef
 from agent.cluster.api.exec import ExecStream
+from agent.cluster.artifacts import caches as cache_errand
 from agent.cluster.artifacts import collect, deliver, objects
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.pod import manifest
@@ -25,13 +26,16 @@ if TYPE_CHECKING:
     from agent.cluster.api.client import Client
     from agent.cluster.environment.context import Context
     from agent.cluster.environment.watch import PodState
-    from agent.domain.actions import ArtifactRules, Key
+    from agent.domain.actions import ArtifactRules, Cache, CacheScope, Key
     from agent.domain.artifacts import FileData, FilePart
+    from agent.domain.events import CacheResult
     from agent.domain.observations import Collected
     from agent.objects.grants import Issuer
 
 # Maximum number of files of one action in the object store.
 MAX_OBJECTS = 100_000
+# Seconds that an exec for caches may last longer than its program, so that the program reports its end itself.
+CACHE_MARGIN = 10.0
 
 
 class FileTransfers:
@@ -107,6 +111,55 @@ class FileTransfers:
             return
         async with aclosing(with_urls(issuer, self.plan.action.key, items)) as signed:
             await deliver.deliver(stream, signed, issuer.ca)
+
+    # ---- caches
+
+    @property
+    def cache_trouble(self) -> str:
+        """Return why caches cannot be used now, "" if they can."""
+        if self.context.cache is None:
+            return "this agent has no cache (setting caches.store)"
+        if self.context.settings.policy.cache == "off":
+            return "policy.cache of this agent is off"
+        if self.context.cache.breaker.is_open:
+            return "the object store has failed for several actions, so caches are not used for a minute"
+        return ""
+
+    def restore_caches(self, caches: tuple[Cache, ...], scope: CacheScope) -> AsyncGenerator[CacheResult, None]:
+        """Restore caches into the workspace before the commands. Yields one result for each."""
+        request = self.cache_request(caches, scope, self.context.settings.caches.restore_timeout)
+        return self.run_cache_errand("restore", request)
+
+    def save_caches(
+        self, caches: tuple[Cache, ...], scope: CacheScope, *, succeeded: bool
+    ) -> AsyncGenerator[CacheResult, None]:
+        """Save the caches that were not restored from their own key. Yields one result for each that was tried."""
+        request = self.cache_request(caches, scope, self.context.settings.caches.save_timeout)
+        return self.run_cache_errand("save", request, succeeded=succeeded)
+
+    def cache_request(self, caches: tuple[Cache, ...], scope: CacheScope, seconds: float) -> cache_errand.CacheRequest:
+        settings, writes = self.context.settings, self.context.settings.policy.cache == "read-write"
+        return cache_errand.CacheRequest(caches, scope, self.image, seconds, settings.caches.max_size, writes)
+
+    @property
+    def image(self) -> str:
+        """Return the image of container `action`. The agent knows the action of an adopted pod only in part."""
+        containers = (self.pod_state.pod or {}).get("spec", {}).get("containers", ())
+        found = [each["image"] for each in containers if each["name"] == manifest.ACTION]
+        return found[0] if found else self.plan.action.image
+
+    async def run_cache_errand(
+        self, word: str, request: cache_errand.CacheRequest, *, succeeded: bool | None = None
+    ) -> AsyncGenerator[CacheResult, None]:
+        store = self.context.cache
+        if store is None:
+            return
+        argv, seconds = request.command(word, self.workspace), request.seconds + CACHE_MARGIN
+        stream = ExecStream(self.client, self.helper_container, argv, seconds=seconds, stdin=True)
+        results = cache_errand.conversation_results(stream, store, request, store.store.ca, succeeded=succeeded)
+        async with aclosing(results):
+            async for result in results:
+                yield result
 
 
 async def with_urls(

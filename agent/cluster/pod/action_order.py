@@ -132,9 +132,9 @@ def order(plan: Plan, settings: Settings) -> Object:
         pipefail=command_module.pipefail_mode(plan.action.pipefail, settings.environment.pipefail),
         # The agent compares the workspace with the snapshot only if the action declares no paths of artifacts.
         snapshot=plan.wants_snapshot,
-        change_owner=plan.action.repository is not None or bool(plan.action.inputs),
+        change_owner=plan.action.repository is not None or plan.action.awaits_files,
         # An errand fills the workspace and then starts the commands.
-        start=not plan.upload_tree and not plan.action.inputs,
+        start=not plan.upload_tree and not plan.action.awaits_files,
         gate=start_gate(plan, settings),
         log_limit=settings.logs.max_total,
         log_key=plan.log_key,
@@ -164,12 +164,15 @@ def helper_seconds(plan: Plan, settings: Settings) -> float:
 
 
 def copy_seconds(plan: Plan, settings: Settings) -> float:
-    """Return the longest time of all copies of files, in seconds: inputs, artifacts, and artifacts without the store.
+    """Return the longest time of all copies of files, in seconds.
+
+    They are inputs, artifacts, artifacts without the store, and caches.
 
     The agent waits for its turn before it copies files. The wait and the copy each last at most `artifacts.timeout`.
     """
-    artifacts = 0 if not plan.wants_files else 1 if settings.objects.issuer == "none" else 2
-    return 2 * settings.artifacts.timeout * (artifacts + bool(plan.action.inputs))
+    artifacts = 0 if not plan.keeps_artifacts else 1 if settings.objects.issuer == "none" else 2
+    caches = settings.caches.restore_timeout + settings.caches.save_timeout if plan.action.caches else 0.0
+    return 2 * settings.artifacts.timeout * (artifacts + plan.action.awaits_files) + caches
 
 
 def escape_variables(text: str) -> str:

@@ -85,12 +85,16 @@ class Plan:
     @property
     def wants_files(self) -> bool:
         """Whether the agent may copy files of the workspace after the commands."""
+        return self.keeps_artifacts or bool(self.action.caches)
+
+    @property
+    def keeps_artifacts(self) -> bool:
         return self.action.artifacts.when is not When.NEVER
 
     @property
     def wants_snapshot(self) -> bool:
         """Whether the artifacts are what differs from the snapshot of the workspace, which the action does not name."""
-        return self.wants_files and not self.action.artifacts.paths
+        return self.keeps_artifacts and not self.action.artifacts.paths
 
 
 def pod(plan: Plan, settings: Settings) -> Object:

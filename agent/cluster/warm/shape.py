@@ -126,6 +126,8 @@ def ineligible(plan: manifest.Plan, settings: Settings) -> str:
         return "cold_repository"
     if action.inputs:
         return "cold_inputs"
+    if action.caches:
+        return "cold_caches"
     names = action.env.keys() | action.secrets.keys()
     if names & command.NOT_EXPORTABLE or not all(VARIABLE.fullmatch(name) for name in names):
         return "cold_variable"

@@ -142,7 +142,8 @@ def outcome_table(report: Report, width: int) -> Table:
     """Return the table with one row for each action, in at most `width` columns of the terminal.
 
     If the table is too wide, columns are left out: first the times of stages, then the reason (the block of the
-    failure shows it too), then the files. Then names are cut in their middle. The outcome is never cut.
+    failure shows it too), then the caches, then the files. Then names are cut in their middle. The outcome is never
+    cut.
     """
     actions = list(report.actions.values())
     columns: dict[str, list[Text]] = {
@@ -153,10 +154,12 @@ def outcome_table(report: Report, width: int) -> Table:
     times = [stage_times(action) for action in actions]
     columns |= {name: [styled(each[number]) for each in times] for number, name in enumerate(STAGES.values())}
     columns["time"] = [styled(duration_text(action.seconds)) for action in actions]
+    if any(action.caches for action in actions):
+        columns["cache"] = [styled(action.caches_text) for action in actions]
     columns["files"] = [
         styled(f"{len(action.files)} ({size_text(action.size)})" if action.files else "") for action in actions
     ]
-    for droppable in (STAGES.values(), ["reason"], ["files"]):
+    for droppable in (STAGES.values(), ["reason"], ["cache"], ["files"]):
         if table_width(columns) > width:
             columns = {name: cells for name, cells in columns.items() if name not in droppable}
     room = width - table_width({name: cells for name, cells in columns.items() if name != "action"}) - GAP

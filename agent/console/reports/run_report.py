@@ -8,14 +8,15 @@ I/O.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from agent.console.formatting import duration_text, size_text
 from agent.console.terminal_text import LineSplitter
 from agent.domain import events as session_events
-from agent.domain.events import ServiceState, Source
+from agent.domain.events import CacheKind, ServiceState, Source
 from agent.domain.outcome import Outcome, Result
 from agent.pipeline import events
 
@@ -90,13 +91,21 @@ def service_text(change: session_events.ServiceChanged) -> str:
     return f"{change.state.value}{code}{f': {change.message}' if change.message else ''}"
 
 
+def cache_text(result: session_events.CacheResult) -> str:
+    """Return what happened to a cache in words: "hit, 12.3 MB in 0.8 s". The log has the cause of a fault."""
+    used = f" {result.used_key}" if result.kind is CacheKind.FALLBACK else ""
+    moved = f", {size_text(result.bytes)} in {duration_text(result.seconds)}" if result.bytes else ""
+    return f"{result.kind.value}{used}{moved}"
+
+
 @dataclass(slots=True)
 class ActionReport:
     """The state of one action, as known from the events so far.
 
     `seconds` is the duration of the whole action, 0 if it never ran. `started_at` and `stage_since` are seconds since
     the epoch. `stages` holds the seconds of each stage that has ended. `tail` is the end of what the commands wrote.
-    `notes` is what the agent and the clone logged. `services` holds the services by name. `splitters` has the key True
+    `notes` is what the agent and the clone logged. `services` holds the services by name, and `caches` what happened to
+    the caches, in order. `splitters` has the key True
     for the log of the commands and False for all other log, except that of services.
     """
 
@@ -117,6 +126,7 @@ class ActionReport:
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     notes: deque[str] = field(default_factory=lambda: deque(maxlen=NOTE_LINES))
     services: dict[str, ServiceReport] = field(default_factory=dict)
+    caches: list[CacheKind] = field(default_factory=list)
     splitters: dict[bool, LineSplitter] = field(
         default_factory=lambda: {True: LineSplitter(), False: LineSplitter()}, repr=False
     )
@@ -144,6 +154,12 @@ class ActionReport:
         """The number of bytes of all copied files together."""
         return sum(self.files.values())
 
+    @property
+    def caches_text(self) -> str:
+        """What happened to the caches, as in "hit" or "2 miss, 2 saved". Empty without caches."""
+        counts = Counter(each.value for each in self.caches)
+        return ", ".join(name if count == 1 else f"{count} {name}" for name, count in counts.items())
+
     def command_text(self, number: int) -> str:
         """Return the command with this number, counted from 1. Returns "" if there is none."""
         return self.commands[number - 1] if 0 < number <= len(self.commands) else ""
@@ -157,6 +173,7 @@ class ActionReport:
         self.tail.clear()
         self.notes.clear()
         self.services.clear()
+        self.caches.clear()
 
     def enter_stage(self, stage: Stage, detail: str, now: float) -> None:
         """Record a new stage, or a new detail of the current stage."""
@@ -237,6 +254,8 @@ class Report:
                 action.enter_stage(stage, detail, event.time)
             case session_events.CommandStarted(index=index):
                 action.command = index
+            case session_events.CacheResult(kind=kind):
+                action.caches.append(kind)
             case session_events.ServiceChanged() as change:
                 action.change_service(change, event.time)
             case events.LogText(data=data, source=Source.SERVICE, service=service):

@@ -103,7 +103,7 @@ async def copy_files(
     Raises:
         ActionFailed: with OBJECT_STORE_UNAVAILABLE or ARTIFACTS_FAILED.
     """
-    rules = session.action.artifacts
+    rules = session.action.collected
     attempt = CopyAttempt(environment, rules)
     turns, errors = Turns(environment, seconds), Errors()
     try:

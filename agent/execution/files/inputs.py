@@ -54,7 +54,7 @@ async def provide_inputs(session: Session, environment: Environment, settings: S
 
 
 async def copy_inputs(session: Session, environment: Environment, settings: Settings) -> None:
-    """Copy all inputs within `artifacts.timeout` for all tries.
+    """Copy all inputs, perhaps none, and let the commands start, within `artifacts.timeout` for all tries.
 
     Raises:
         ActionFailed: an input is missing, cannot be written, or was not copied in time.
@@ -63,7 +63,8 @@ async def copy_inputs(session: Session, environment: Environment, settings: Sett
     files, size = checked_totals(session.action.inputs, settings.artifacts.max_files, limits)
     timeout = settings.artifacts.timeout
     what = f"{files} file{'' if files == 1 else 's'} of other actions, {size / 1e6:.1f} MB"
-    await session.reporter.enter(Stage.SETUP, f"copying {what}")
+    if session.action.inputs:
+        await session.reporter.enter(Stage.SETUP, f"copying {what}")
     began = time.monotonic()
     turns, errors = Turns(environment, timeout), Errors()
     try:
@@ -86,6 +87,8 @@ async def copy_inputs(session: Session, environment: Environment, settings: Sett
         raise failed(error.reason, error.message) from error
     except SchedulerError as error:
         raise failed(Reason.INTERNAL, str(error)) from error
+    if not session.action.inputs:
+        return
     seconds = time.monotonic() - began
     session.stats.inputs_received(files, size, seconds)
     objects = [file for each in session.action.inputs if is_stored(environment, each) for file in each.files]

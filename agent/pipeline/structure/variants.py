@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from agent.pipeline.yaml_document import Value
 
 # Keys in which `${NAME}` stands for a value of the matrix.
-SUBSTITUTED = ("configuration", "class", "resources", "timeout", "repo", "artifacts", "services", "inputs")
+SUBSTITUTED = ("configuration", "class", "resources", "timeout", "repo", "artifacts", "services", "cache", "inputs")
 # Maximum number of combinations of one action.
 MAX_VARIANTS = 100
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")

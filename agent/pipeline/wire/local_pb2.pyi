@@ -311,6 +311,7 @@ class PipelineEvent(_message.Message):
     ENDED_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     SERVICE_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     position: _builtins.int
     """from 1 without gaps"""
@@ -352,6 +353,8 @@ class PipelineEvent(_message.Message):
     def waiting(self) -> Global___Waiting: ...
     @_builtins.property
     def service(self) -> Global___Service: ...
+    @_builtins.property
+    def cache(self) -> Global___Cache: ...
     def __init__(
         self,
         *,
@@ -373,12 +376,13 @@ class PipelineEvent(_message.Message):
         ended: Global___Ended | None = ...,
         waiting: Global___Waiting | None = ...,
         service: Global___Service | None = ...,
+        cache: Global___Cache | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "command_finished", b"command_finished", "command_started", b"command_started", "ended", b"ended", "event", b"event", "file", b"file", "finished", b"finished", "log", b"log", "service", b"service", "stage", b"stage", "started", b"started", "submitted", b"submitted", "summary", b"summary", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "cache", b"cache", "command_finished", b"command_finished", "command_started", b"command_started", "ended", b"ended", "event", b"event", "file", b"file", "finished", b"finished", "log", b"log", "service", b"service", "stage", b"stage", "started", b"started", "submitted", b"submitted", "summary", b"summary", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "action", b"action", "attempt", b"attempt", "command_finished", b"command_finished", "command_started", b"command_started", "ended", b"ended", "event", b"event", "file", b"file", "finished", b"finished", "log", b"log", "pipeline", b"pipeline", "position", b"position", "service", b"service", "stage", b"stage", "started", b"started", "submitted", b"submitted", "summary", b"summary", "time", b"time", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "action", b"action", "attempt", b"attempt", "cache", b"cache", "command_finished", b"command_finished", "command_started", b"command_started", "ended", b"ended", "event", b"event", "file", b"file", "finished", b"finished", "log", b"log", "pipeline", b"pipeline", "position", b"position", "service", b"service", "stage", b"stage", "started", b"started", "submitted", b"submitted", "summary", b"summary", "time", b"time", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["submitted", "started", "accepted", "stage", "command_started", "command_finished", "log", "file", "summary", "finished", "ended", "waiting", "service"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["submitted", "started", "accepted", "stage", "command_started", "command_finished", "log", "file", "summary", "finished", "ended", "waiting", "service", "cache"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -660,6 +664,44 @@ class Service(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__exit_code) -> _WhichOneofReturnType__exit_code | None: ...
 
 Global___Service: _TypeAlias = Service  # noqa: Y015
+
+@_typing.final
+class Cache(_message.Message):
+    """What happened to a cache of the action, as in CacheResult of the agents' contract."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    USED_KEY_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    kind: _builtins.str
+    """hit, fallback, miss, saved, exists, skipped or failed"""
+    used_key: _builtins.str
+    bytes: _builtins.int
+    seconds: _builtins.float
+    message: _builtins.str
+    """for people"""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        used_key: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "key", b"key", "kind", b"kind", "message", b"message", "seconds", b"seconds", "used_key", b"used_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cache: _TypeAlias = Cache  # noqa: Y015
 
 @_typing.final
 class File(_message.Message):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from agent.domain import actions as domain
 from agent.domain import events
 from agent.domain.outcome import Outcome
+from agent.protocol.translate.caches import cache_result, cache_result_message
 from agent.protocol.translate.fields import (
     REASONS,
     REJECTIONS,
@@ -58,6 +59,8 @@ def event_message(key: domain.Key, seq: int, event: events.Event) -> wire.Event:
             message.stage.detail = human_text(event.detail)
         case events.ServiceChanged():
             message.service.CopyFrom(service_changed_message(event))
+        case events.CacheResult():
+            message.cache.CopyFrom(cache_result_message(event))
         case events.CommandStarted():
             message.command_started.index = event.index
             message.command_started.cursor = event.cursor.encode()
@@ -125,6 +128,8 @@ def event_of(message: wire.Event) -> events.Event | None:
             return log_chunk(message.log)
         case "service":
             return service_changed(message.service)
+        case "cache":
+            return cache_result(message.cache)
         case "stage":
             return events.StageChanged(member("stage.stage", message.stage.stage, STAGES), message.stage.detail)
         case "command_started":

@@ -52,6 +52,12 @@ WHENS = {when: wire.ArtifactRules.When.Value(when.name) for when in domain.When}
 ON_EXITS = {on_exit: wire.Service.OnExit.Value(on_exit.name) for on_exit in domain.OnExit}
 SERVICE_LOGS = {log: wire.Service.Log.Value(log.name) for log in domain.ServiceLog}
 SERVICE_STATES = {state: wire.ServiceChanged.State.Value(state.name) for state in events.ServiceState}
+CACHE_SAVES = {
+    domain.When.SUCCESS: wire.Cache.ON_SUCCESS,
+    domain.When.ALWAYS: wire.Cache.ALWAYS,
+    domain.When.NEVER: wire.Cache.NEVER,
+}
+CACHE_KINDS = {kind: wire.CacheResult.Kind.Value(kind.name) for kind in events.CacheKind}
 STATUSES = {status: wire.Health.Status.Value(status.name) for status in session_state.Readiness}
 
 

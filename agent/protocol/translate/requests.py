@@ -6,6 +6,7 @@ from agent.domain import actions as domain
 from agent.domain import session_state
 from agent.domain.artifacts import MAX_INPUT_FILES, MAX_INPUTS, Input, InputFile
 from agent.domain.paths import safe_components
+from agent.protocol.translate.caches import cache, cache_message, cache_scope, cache_scope_message
 from agent.protocol.translate.fields import (
     MAX_DURATION,
     MAX_GRACE,
@@ -60,6 +61,8 @@ def action(message: wire.Action) -> domain.Action:
         services=tuple(service(each, number) for number, each in enumerate(message.services, 1)),
         environment_class=message.environment_class,
         inputs=inputs(message),
+        caches=tuple(cache(each, number) for number, each in enumerate(message.caches, 1)),
+        cache_scope=cache_scope(message.cache_scope) if message.HasField("cache_scope") else None,
     )
 
 
@@ -168,6 +171,8 @@ def action_message(value: domain.Action) -> wire.Action:
         services=[service_message(each) for each in value.services],
         environment_class=value.environment_class,
         inputs=[input_message(each) for each in value.inputs],
+        caches=[cache_message(each) for each in value.caches],
+        cache_scope=cache_scope_message(value.cache_scope) if value.cache_scope is not None else None,
     )
     if (source := value.repository) is not None:
         message.repository.CopyFrom(

@@ -562,6 +562,7 @@ class Event(_message.Message):
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     SERVICE_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     attempt: _builtins.int
     claim: _builtins.int
@@ -591,6 +592,10 @@ class Event(_message.Message):
     def service(self) -> Global___ServiceChanged:
         """feature `services`"""
 
+    @_builtins.property
+    def cache(self) -> Global___CacheResult:
+        """feature `cache`"""
+
     def __init__(
         self,
         *,
@@ -607,12 +612,13 @@ class Event(_message.Message):
         artifacts: Global___ArtifactSummary | None = ...,
         finished: Global___Outcome | None = ...,
         service: Global___ServiceChanged | None = ...,
+        cache: Global___CacheResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifacts", b"artifacts", "command_finished", b"command_finished", "command_started", b"command_started", "event", b"event", "finished", b"finished", "log", b"log", "rejected", b"rejected", "service", b"service", "stage", b"stage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "artifacts", b"artifacts", "cache", b"cache", "command_finished", b"command_finished", "command_started", b"command_started", "event", b"event", "finished", b"finished", "log", b"log", "rejected", b"rejected", "service", b"service", "stage", b"stage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "command_finished", b"command_finished", "command_started", b"command_started", "event", b"event", "finished", b"finished", "log", b"log", "rejected", b"rejected", "seq", b"seq", "service", b"service", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "cache", b"cache", "claim", b"claim", "command_finished", b"command_finished", "command_started", b"command_started", "event", b"event", "finished", b"finished", "log", b"log", "rejected", b"rejected", "seq", b"seq", "service", b"service", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "rejected", "stage", "command_started", "command_finished", "log", "artifacts", "finished", "service"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "rejected", "stage", "command_started", "command_finished", "log", "artifacts", "finished", "service", "cache"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -891,6 +897,88 @@ class ServiceChanged(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__exit_code) -> _WhichOneofReturnType__exit_code | None: ...
 
 Global___ServiceChanged: _TypeAlias = ServiceChanged  # noqa: Y015
+
+@_typing.final
+class CacheResult(_message.Message):
+    """What happened to one cache of the action (feature `cache`). Sent once before the commands, and once after them if the
+    agent had to save the cache. A cache never changes the outcome of the action.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[CacheResult._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: CacheResult._Kind.ValueType  # 0
+        HIT: CacheResult._Kind.ValueType  # 1
+        """restored from the entry with the key of the cache"""
+        FALLBACK: CacheResult._Kind.ValueType  # 2
+        """restored from an entry with another key; used_key names it"""
+        MISS: CacheResult._Kind.ValueType  # 3
+        """nothing was restored; message has the cause if it is a fault"""
+        SAVED: CacheResult._Kind.ValueType  # 4
+        """the paths are stored under the key"""
+        EXISTS: CacheResult._Kind.ValueType  # 5
+        """another action has stored the key meanwhile"""
+        SKIPPED: CacheResult._Kind.ValueType  # 6
+        """the cache was not tried; message has the cause"""
+        FAILED: CacheResult._Kind.ValueType  # 7
+        """the paths could not be stored; message has the cause"""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: CacheResult.Kind.ValueType  # 0
+    HIT: CacheResult.Kind.ValueType  # 1
+    """restored from the entry with the key of the cache"""
+    FALLBACK: CacheResult.Kind.ValueType  # 2
+    """restored from an entry with another key; used_key names it"""
+    MISS: CacheResult.Kind.ValueType  # 3
+    """nothing was restored; message has the cause if it is a fault"""
+    SAVED: CacheResult.Kind.ValueType  # 4
+    """the paths are stored under the key"""
+    EXISTS: CacheResult.Kind.ValueType  # 5
+    """another action has stored the key meanwhile"""
+    SKIPPED: CacheResult.Kind.ValueType  # 6
+    """the cache was not tried; message has the cause"""
+    FAILED: CacheResult.Kind.ValueType  # 7
+    """the paths could not be stored; message has the cause"""
+
+    KEY_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    USED_KEY_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """the key, with the values of its placeholders"""
+    kind: Global___CacheResult.Kind.ValueType
+    used_key: _builtins.str
+    """key of the entry that was restored; empty if none was"""
+    bytes: _builtins.int
+    """size of the archive in the store; 0 if none was moved"""
+    message: _builtins.str
+    """for people"""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        kind: Global___CacheResult.Kind.ValueType = ...,
+        used_key: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "duration", b"duration", "key", b"key", "kind", b"kind", "message", b"message", "used_key", b"used_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheResult: _TypeAlias = CacheResult  # noqa: Y015
 
 @_typing.final
 class ArtifactSummary(_message.Message):
@@ -1213,6 +1301,8 @@ class Action(_message.Message):
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     SERVICES_FIELD_NUMBER: _builtins.int
+    CACHES_FIELD_NUMBER: _builtins.int
+    CACHE_SCOPE_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     SHELL_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_CLASS_FIELD_NUMBER: _builtins.int
@@ -1262,6 +1352,16 @@ class Action(_message.Message):
         """feature `services`; the commands start when all services are ready"""
 
     @_builtins.property
+    def caches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cache]:
+        """Folders that are kept for later actions (feature `cache`). The agent restores them before inputs and commands. No
+        action needs its caches, so the scheduler may leave both fields out for an agent without the feature.
+        """
+
+    @_builtins.property
+    def cache_scope(self) -> Global___CacheScope:
+        """which entries the caches may read and write; unset: the agent uses no cache"""
+
+    @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Input]:
         """files of other actions for the workspace, before the first command (feature `inputs`)"""
 
@@ -1286,13 +1386,15 @@ class Action(_message.Message):
         artifacts: Global___ArtifactRules | None = ...,
         traceparent: _builtins.str = ...,
         services: _abc.Iterable[Global___Service] | None = ...,
+        caches: _abc.Iterable[Global___Cache] | None = ...,
+        cache_scope: Global___CacheScope | None = ...,
         inputs: _abc.Iterable[Global___Input] | None = ...,
         shell: Global___Shell | None = ...,
         environment_class: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "repository", b"repository", "resources", b"resources", "shell", b"shell", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "cache_scope", b"cache_scope", "repository", b"repository", "resources", b"resources", "shell", b"shell", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "claim", b"claim", "commands", b"commands", "env", b"env", "environment_class", b"environment_class", "image", b"image", "inputs", b"inputs", "name", b"name", "repository", b"repository", "resources", b"resources", "secrets", b"secrets", "services", b"services", "shell", b"shell", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "artifacts", b"artifacts", "attempt", b"attempt", "cache_scope", b"cache_scope", "caches", b"caches", "claim", b"claim", "commands", b"commands", "env", b"env", "environment_class", b"environment_class", "image", b"image", "inputs", b"inputs", "name", b"name", "repository", b"repository", "resources", b"resources", "secrets", b"secrets", "services", b"services", "shell", b"shell", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1557,6 +1659,105 @@ class Repository(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Repository: _TypeAlias = Repository  # noqa: Y015
+
+@_typing.final
+class Cache(_message.Message):
+    """Paths of the workspace that are kept for later actions. Part of Action. A key is immutable: an entry with the key is
+    restored, and never written again. Its placeholders are {hash:GLOB,GLOB} (the content of files in the workspace),
+    {image}, {arch} and {os}. They are filled in after the clone and before the first cache is restored.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Save:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SaveEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Cache._Save.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SAVE_UNSPECIFIED: Cache._Save.ValueType  # 0
+        """as ON_SUCCESS"""
+        ON_SUCCESS: Cache._Save.ValueType  # 1
+        """only if all commands succeeded"""
+        ALWAYS: Cache._Save.ValueType  # 2
+        """also if they failed, but not after a cancellation"""
+        NEVER: Cache._Save.ValueType  # 3
+        """the cache is only restored"""
+
+    class Save(_Save, metaclass=_SaveEnumTypeWrapper): ...
+    SAVE_UNSPECIFIED: Cache.Save.ValueType  # 0
+    """as ON_SUCCESS"""
+    ON_SUCCESS: Cache.Save.ValueType  # 1
+    """only if all commands succeeded"""
+    ALWAYS: Cache.Save.ValueType  # 2
+    """also if they failed, but not after a cancellation"""
+    NEVER: Cache.Save.ValueType  # 3
+    """the cache is only restored"""
+
+    KEY_FIELD_NUMBER: _builtins.int
+    FALLBACK_KEYS_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    SAVE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    prefix: _builtins.str
+    """tried last: the newest entry whose key begins so; empty: not tried"""
+    save: Global___Cache.Save.ValueType
+    @_builtins.property
+    def fallback_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """tried in this order if there is no entry with the key"""
+
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """files and folders, relative to the workspace and without ".." and wildcards"""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        fallback_keys: _abc.Iterable[_builtins.str] | None = ...,
+        prefix: _builtins.str = ...,
+        paths: _abc.Iterable[_builtins.str] | None = ...,
+        save: Global___Cache.Save.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallback_keys", b"fallback_keys", "key", b"key", "paths", b"paths", "prefix", b"prefix", "save", b"save"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cache: _TypeAlias = Cache  # noqa: Y015
+
+@_typing.final
+class CacheScope(_message.Message):
+    """Which cache entries an action may use. Part of Action. The names are chosen by the scheduler, never by the author of
+    the action, and are opaque to the agent. The scheduler must give no action a name in `write` that an action of more
+    trust has in `read`: a pull request reads what the main branch has written, and writes under a name of its own.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRITE_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
+    write: _builtins.str
+    """where entries are stored; empty: nothing is stored"""
+    @_builtins.property
+    def read(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """where entries are looked for, in this order; the first is `write`, unless that is empty"""
+
+    def __init__(
+        self,
+        *,
+        write: _builtins.str = ...,
+        read: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["read", b"read", "write", b"write"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheScope: _TypeAlias = CacheScope  # noqa: Y015
 
 @_typing.final
 class Input(_message.Message):

@@ -168,8 +168,8 @@ class Connection:
             if not end.expired():
                 raise
             late = seconds is not None and self.channels is channels
-            what = "did not answer in time" if late else "ended the connection"
-            raise SchedulerError(f"the scheduler {what} during a call about files") from error
+            what = "the scheduler did not answer in time" if late else "the connection to the scheduler ended"
+            raise SchedulerError(f"{what} during a call about files") from error
         finally:
             self.uploads.discard(end)
 

@@ -6,7 +6,7 @@
 {{- fail "cluster.lease_renew must be shorter than cluster.lease_duration" -}}
 {{- end -}}
 {{- $settings := dict -}}
-{{- range $section := list "scheduler" "agent" "cluster" "environment" "warm" "policy" "services" "artifacts" "objects" "logs" "http" "metrics" "traces" "logging" -}}
+{{- range $section := list "scheduler" "agent" "cluster" "environment" "warm" "policy" "services" "artifacts" "objects" "caches" "logs" "http" "metrics" "traces" "logging" -}}
 {{- $_ := set $settings $section (deepCopy (index $.Values $section)) -}}
 {{- end -}}
 {{- $_ := set $settings.scheduler "address" (include "sealci-agent.schedulerAddress" .) -}}

@@ -24,7 +24,17 @@ from agent.cluster.in_pod import (
     read_log,
     workspace,
 )
-from agent.cluster.in_pod.files import collect_files, downloads, receive_inputs, receive_tree, store_client
+from agent.cluster.in_pod.files import (
+    cache_archive,
+    caches,
+    collect_files,
+    downloads,
+    errand_lock,
+    receive_inputs,
+    receive_tree,
+    send_objects,
+    store_client,
+)
 from agent.domain.paths import MAX_PATH_BYTES
 
 MODULES = [each.name for each in pkgutil.walk_packages(in_pod.__path__, in_pod.__name__ + ".")] + [glob.__name__]
@@ -33,7 +43,11 @@ PACKED = {
     "helper": [workspace, order, log_keeper, helper],
     "collect_files": [workspace, glob, collect_files],
     "receive_tree": [workspace, receive_tree],
-    "receive_inputs": [workspace, store_client, downloads, receive_inputs],
+    "receive_inputs": [workspace, store_client, downloads, errand_lock, receive_inputs],
+    "caches": [
+        *(workspace, glob, store_client, downloads, errand_lock),
+        *(collect_files, send_objects, cache_archive, caches),
+    ],
     "read_log": [order, read_log],
 }
 OLDEST_PYTHON = (3, 9)

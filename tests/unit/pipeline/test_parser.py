@@ -110,13 +110,13 @@ WRONG = [
         A + "    image: i\n",
         "ci.yaml:5: actions.a.image: there is no such key, write configuration: {container: IMAGE}; allowed: "
         "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, "
-        "needs, inputs, when, matrix",
+        "cache, needs, inputs, when, matrix",
     ),
     (
         A + "    rules: [db]\n",
         "ci.yaml:5: actions.a.rules: there is no such key, the agent has nothing like it; allowed: "
         "configuration, commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, "
-        "needs, inputs, when, matrix",
+        "cache, needs, inputs, when, matrix",
     ),
     (
         "on: push\n" + A,
@@ -134,7 +134,7 @@ WRONG = [
     (
         A.replace("commands", "command"),
         "ci.yaml:4: actions.a.command: there is no such key, did you mean 'commands'?; allowed: configuration, "
-        "commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, needs, "
+        "commands, env, secrets, repo, resources, class, timeout, artifacts, shell, services, retry, cache, needs, "
         "inputs, when, matrix",
     ),
     (

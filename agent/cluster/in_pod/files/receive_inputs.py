@@ -13,7 +13,6 @@ written outside it or through a link. A file gets its name when it is complete a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -22,6 +21,7 @@ import sys
 from hashlib import sha256
 
 from agent.cluster.in_pod.files.downloads import PIECE_BYTES, Downloads, Refused, write_whole
+from agent.cluster.in_pod.files.errand_lock import DONE, LOCK, Lock, read_user, remove_folder
 from agent.cluster.in_pod.workspace import FOLDER, USER, send_word, start_commands, take_snapshot, wait_for_path
 
 TYPE_CHECKING = False
@@ -31,36 +31,8 @@ if TYPE_CHECKING:
 
 LINE_BYTES = 64 * 1024  # maximum number of bytes of a line: a path of 4096 bytes has up to six characters for a byte
 SILENCE_SECONDS = 120  # seconds without a byte after which the program ends: the agent is gone, or the connection
-LOCK, DONE, LEFT = "inputs.lock", "inputs.done", ".sealci-inputs-"
+LEFT = ".sealci-inputs-"
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class Lock:
-    """The right to write inputs, which one run has at a time. The file names the run and its temporary folder."""
-
-    def __init__(self, path: str) -> None:
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def take(self) -> None:
-        """Take the lock from a run that still works, and remove what earlier runs have left."""
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            # The older run waits for bytes of an agent that has lost this pod.
-            with contextlib.suppress(ProcessLookupError, ValueError):
-                os.kill(int(self.read()[0]), signal.SIGKILL)
-            fcntl.flock(self.fd, fcntl.LOCK_EX)
-        remove_folder(self.read()[1])
-
-    def read(self) -> tuple[str, str]:
-        """Return the process number and the temporary folder of the last run."""
-        number, _, folder = os.pread(self.fd, 8192, 0).decode("utf-8", "surrogateescape").partition(" ")
-        return number, folder
-
-    def write(self, folder: str) -> None:
-        data = f"{os.getpid()} {folder}".encode("utf-8", "surrogateescape")
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, data, 0)
 
 
 class Receiver:
@@ -182,23 +154,6 @@ class Receiver:
         if not stat.S_ISREG(found.st_mode):
             what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "no regular file"
             raise Refused("refused", f"{path} is {what}, so it is not replaced")
-
-
-def remove_folder(path: str) -> None:
-    """Remove the folder PATH, which holds files only, if it exists."""
-    if not os.path.isdir(path):
-        return
-    for name in os.listdir(path):
-        os.unlink(f"{path}/{name}")
-    os.rmdir(path)
-
-
-def read_user(path: str) -> tuple[int, int] | None:
-    """Return user and group of the commands from the file PATH, for which it waits; None if they are not known."""
-    wait_for_path(path)
-    with open(path) as file:
-        words = file.read().split()
-    return (int(words[0]), int(words[1])) if len(words) == 2 else None
 
 
 def receive_files(workspace: str, snapshot: str, go: str, folder: str, word: str) -> dict[str, object]:

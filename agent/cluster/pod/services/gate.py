@@ -21,7 +21,7 @@ def start_gate(plan: Plan, settings: Settings) -> Object | None:
         "names": [each.name for each in services],
         "seconds": settings.services.timeout,
         "release": any(each.needs_release for each in services),
-        "tree": plan.upload_tree or bool(plan.action.inputs),
+        "tree": plan.upload_tree or plan.action.awaits_files,
     }
 
 

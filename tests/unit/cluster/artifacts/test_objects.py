@@ -122,8 +122,7 @@ async def test_files_go_into_the_store_with_their_hashes(store: FakeStore, works
     [
         pytest.param([503, "cut", None, 429], 5, 1, id="three requests failed"),
         pytest.param(["cut", None, "cut", "cut"], 5, 1, id="a part broke three times"),
-        # The store closes the connection while the program still sends. The answer is read nevertheless.
-        pytest.param(["early"], 3, 2, id="a URL expired in mid-upload"),
+        pytest.param([None, 403], 3, 2, id="a URL expired in mid-upload"),
         pytest.param([None, "flip"], 3, 2, id="a bit changed on the way"),
     ],
 )
@@ -139,6 +138,14 @@ async def test_a_large_file_goes_in_parts(
     assert len(store.requests) == requests, "only what failed was sent again"
     assert grants.asked == asked
     assert collected == Collected(ArtifactSummary(1, len(data)))
+
+
+async def test_an_answer_before_the_end_of_the_upload_is_read(store: FakeStore, workspace: Path) -> None:
+    (workspace / "big").write_bytes(bytes(32 << 20))
+    store.faults.append("early")
+    _, collected, grants = await collect(store, workspace, "big")
+    assert grants.asked == 2, "the store has refused the URL, and then closed the connection"
+    assert collected.summary.files == 1
 
 
 @pytest.mark.parametrize(

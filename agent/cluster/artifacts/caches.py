@@ -1,0 +1,254 @@
+"""Restore and save the caches of an action, by an exec of the program `caches` in container `helper`.
+
+The exec carries a few hundred bytes for each cache: requests of the agent as lines of JSON, and the answers of the
+program. The agent chooses entries and signs URLs. The helper moves the archives. A conversation lives as long as its
+exec. A fault of one cache is its result. An error is raised only if the exec breaks.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from agent.cluster import packaging
+from agent.cluster.api.exec import ExecError
+from agent.cluster.artifacts.archive_reader import ArchiveLimits
+from agent.cluster.artifacts.objects import FRAME_BYTES, Conversation, lines
+from agent.cluster.artifacts.tar_header import ArchiveError
+from agent.domain.artifacts import FileEnd, FileStart
+from agent.domain.errors import ClusterError
+from agent.domain.events import CacheKind, CacheResult
+from agent.domain.references.cache_key import HASH, filled_in, hashes_in
+from agent.objects.cache import Archive, ArchiveGrants, EntryRefused, Place, version_of
+from agent.objects.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+    from agent.cluster.api.exec import ExecStream
+    from agent.domain.actions import Cache, CacheScope
+    from agent.objects.cache import CacheStore
+
+# Faults after which no other action could use the entry either.
+BROKEN = ("missing", "digest", "archive")
+UNUSABLE = (ArchiveError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRequest:
+    """What an exec needs to know: the caches of the action, its scope and image, and the limits.
+
+    `seconds` is the time for all caches, `max_bytes` the largest size of an archive, `writes` whether entries may be
+    stored or deleted.
+    """
+
+    caches: tuple[Cache, ...]
+    scope: CacheScope
+    image: str
+    seconds: float
+    max_bytes: int
+    writes: bool
+
+    def command(self, word: str, workspace: str) -> list[str]:
+        numbers = (str(int(self.seconds)), str(self.max_bytes))
+        return [*packaging.caches_program(), word, workspace, packaging.LOG_FOLDER, *numbers]
+
+    @property
+    def write_scope(self) -> str:
+        """The scope in which entries may be stored, "" for none."""
+        return self.scope.write if self.writes else ""
+
+
+class CacheConversation:
+    """The agent's side of one exec. `restore` and `save` use one each."""
+
+    def __init__(self, stream: ExecStream, store: CacheStore, request: CacheRequest, ca: str) -> None:
+        self.stream, self.store, self.request, self.ca = stream, store, request, ca
+        self.answers: AsyncIterator[bytes] = lines(stream)
+        self.stuck = False  # the program waits for signed URLs that it will not get
+
+    async def send(self, message: dict[str, object]) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        for at in range(0, len(data), FRAME_BYTES):
+            await self.stream.send(data[at : at + FRAME_BYTES])
+
+    async def read(self) -> bytes:
+        """Return the next line of the program.
+
+        Raises:
+            ClusterError: the program has ended.
+        """
+        try:
+            return await anext(self.answers)
+        except StopAsyncIteration:
+            last = bytes(self.stream.stderr).decode("utf-8", "replace").strip().rpartition("\n")[2]
+            raise ClusterError(f"the program for caches ended: {last[:500] or 'no message'}", retryable=True) from None
+
+    async def ask(self, message: dict[str, object]) -> dict[str, Any]:
+        await self.send(message)
+        answer: dict[str, Any] = json.loads(await self.read())
+        if answer.get("fault") == "time":
+            raise ClusterError(f"the caches were not copied within {self.request.seconds:g} s")
+        return answer
+
+    # ---- before the commands
+
+    async def restore(self) -> AsyncGenerator[CacheResult, None]:
+        """Yield one result for each cache. Yields nothing if the commands have begun."""
+        caches = self.request.caches
+        globs = sorted(
+            {name.removeprefix(HASH) for each in caches for key in each.templates for name in hashes_in(key)}
+        )
+        facts = await self.ask({"caches": globs, "ca": self.ca})
+        if facts.get("started"):
+            return
+        values = {HASH + each: str(value) for each, value in facts["hashes"].items()}
+        values |= {"image": self.request.image, "arch": str(facts["arch"]), "os": str(facts["os"])}
+        note: list[dict[str, object]] = []
+        for cache in caches:
+            result, wanted = await self.restore_one(cache, values, facts["faults"])
+            note.append({"key": result.key, "save": wanted})
+            yield result
+        await self.ask({"end": note})
+
+    async def restore_one(
+        self, cache: Cache, values: dict[str, str], faults: dict[str, str]
+    ) -> tuple[CacheResult, bool]:
+        """Return what happened to one cache, and whether the cache may be saved later."""
+        began = time.monotonic()
+        for key in cache.templates:
+            for name in hashes_in(key):
+                if name not in values:
+                    why = str(faults.get(name.removeprefix(HASH), "a file cannot be read"))
+                    return CacheResult(cache.key, CacheKind.SKIPPED, message=why), False
+        try:
+            keys = [filled_in(each, values) for each in cache.templates]
+        except ValueError as error:
+            return CacheResult(cache.key, CacheKind.SKIPPED, message=str(error)), False
+        result = CacheResult(keys[0], CacheKind.MISS)
+        try:
+            if found := await self.find(cache, keys):
+                result = await self.get(cache, keys[0], *found)
+        except StoreError as error:
+            result = replace(result, message=error.message)
+        result = replace(result, seconds=time.monotonic() - began)
+        return result, result.kind is not CacheKind.HIT
+
+    async def find(self, cache: Cache, keys: Sequence[str]) -> tuple[str, Archive] | None:
+        """Return the key and the archive of the first entry: each key in all scopes, and then the prefix.
+
+        Raises:
+            StoreError: the store cannot be asked, or an entry was refused. A refused entry is deleted.
+        """
+        version, (*exact, prefix) = version_of(cache.paths), keys
+        for key in dict.fromkeys(exact):
+            for scope in self.request.scope.read:
+                place = Place(scope, key, version)
+                try:
+                    if (archive := await self.store.find(place)) is not None:
+                        return key, archive
+                except EntryRefused:
+                    await self.drop(place)
+                    raise
+        for scope in self.request.scope.read if prefix else ():
+            if (found := await self.store.find_newest(scope, prefix, version)) is not None:
+                return found
+        return None
+
+    async def drop(self, place: Place) -> None:
+        """Delete an entry that cannot be used, if this action may write there."""
+        if place.scope == self.request.write_scope:
+            await self.store.drop(place)
+
+    async def get(self, cache: Cache, key: str, used: str, archive: Archive) -> CacheResult:
+        """Let the helper restore an archive.
+
+        Raises:
+            StoreError: there are no credentials, or an entry that is broken cannot be deleted.
+        """
+        if archive.size > self.request.max_bytes:
+            text = f"the archive has {archive.size} bytes, more than caches.max_size"
+            return CacheResult(key, CacheKind.MISS, message=text)
+        wanted = {"url": await self.store.url(archive), "size": archive.size, "sha256": archive.sha256}
+        answer = await self.ask({"get": wanted | {"paths": list(cache.paths)}})
+        fault, message = str(answer.get("fault", "")), str(answer.get("message", ""))[:1000]
+        self.store.breaker.count(failed=fault == "store")
+        if fault:
+            if fault in BROKEN:
+                await self.drop(Place(archive.scope, used, version_of(cache.paths)))
+            return CacheResult(key, CacheKind.MISS, message=message)
+        kind = CacheKind.HIT if used == key else CacheKind.FALLBACK
+        left = "; ".join(str(each)[:300] for each in answer["left"][: len(cache.paths)])
+        return CacheResult(key, kind, used, archive.size, message=left)
+
+    # ---- after the commands
+
+    async def save(self, *, succeeded: bool) -> AsyncGenerator[CacheResult, None]:
+        """Yield one result for each cache that has to be saved after commands with this result."""
+        note = json.loads(await self.read())["note"]
+        for cache, each in zip(self.request.caches, note or (), strict=False):
+            if each["save"] and cache.saves(succeeded=succeeded):
+                yield await self.save_one(cache, str(each["key"]))
+                if self.stuck:
+                    return
+        await self.ask({"end": []})
+
+    async def save_one(self, cache: Cache, key: str) -> CacheResult:
+        began, failed = time.monotonic(), CacheResult(key, CacheKind.FAILED)
+        grants = ArchiveGrants(self.store, self.request.write_scope)
+        try:
+            result = await self.put(cache, key, grants)
+        except StoreError as error:
+            self.stuck = True
+            result = replace(failed, message=error.message)
+        finally:
+            await grants.abort()
+        return replace(result, seconds=time.monotonic() - began)
+
+    async def put(self, cache: Cache, key: str, grants: ArchiveGrants) -> CacheResult:
+        """Let the helper store an archive, and store its entry."""
+        place = Place(self.request.write_scope, key, version_of(cache.paths))
+        limit = self.request.max_bytes
+        upload = Conversation(self.stream, grants, ArchiveLimits(1, limit, limit, self.request.seconds), self.ca)
+        await self.send({"pack": list(cache.paths)})
+        while True:
+            line = await self.read()
+            answer = json.loads(line)
+            if "fault" in answer:
+                kind = CacheKind.SKIPPED if answer["fault"] == "nothing" else CacheKind.FAILED
+                self.store.breaker.count(failed=answer["fault"] == "store")
+                return CacheResult(key, kind, message=str(answer["message"])[:1000])
+            parts = await upload.answer(line)
+            if "stored" in answer:
+                break
+        starts = [part for part in parts if isinstance(part, FileStart)]
+        ends = [part for part in parts if isinstance(part, FileEnd)]
+        if not starts or not ends:
+            return CacheResult(key, CacheKind.FAILED, message="the archive changed while it was read")
+        archive = Archive(place.scope, ends[0].sha256.hex(), starts[0].size)
+        kind = CacheKind.SAVED if await self.store.add(place, archive) else CacheKind.EXISTS
+        return CacheResult(key, kind, bytes=archive.size)
+
+
+async def conversation_results(
+    stream: ExecStream, store: CacheStore, request: CacheRequest, ca: str, *, succeeded: bool | None = None
+) -> AsyncGenerator[CacheResult, None]:
+    """Yield the results of one exec: of `save` after commands that `succeeded` or not, of `restore` if that is None.
+
+    Raises:
+        ClusterError: the exec broke. The caches without a result were neither restored nor saved.
+    """
+    conversation = CacheConversation(stream, store, request, ca)
+    try:
+        async with stream:
+            results = conversation.restore() if succeeded is None else conversation.save(succeeded=succeeded)
+            async with aclosing(results):
+                async for result in results:
+                    yield result
+    except ExecError as error:
+        raise ClusterError(error.message, retryable=error.retryable, status=error.status) from error
+    except UNUSABLE as error:
+        raise ClusterError(f"the answer of the program for caches cannot be used: {error!r}") from error

@@ -1,0 +1,175 @@
+"""Restore the caches of an action before its commands, and save them afterwards. An errand in container `helper`.
+
+Each line on stdin is a request of the agent, and each line on stdout an answer, both JSON. The agent chooses keys and
+signs URLs. The program moves the bytes between the workspace and the object store. The word `restore` runs the requests
+`caches` (fill in placeholders), `get` (restore one cache) and `end` (keep a note for the errand that saves). The word
+`save` begins with that note, and runs the request `pack` for each cache, and then `end`.
+
+An error of one cache is an answer, so that the others go on. The workspace is not trusted (see `cache_archive`), and an
+archive is unpacked only when its size and its hash are those that the agent has named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+
+from agent.cluster.in_pod.files.cache_archive import CacheFault, hash_files, pack, unpack
+from agent.cluster.in_pod.files.collect_files import Output
+from agent.cluster.in_pod.files.downloads import Downloads, Refused
+from agent.cluster.in_pod.files.errand_lock import DONE, LOCK, Lock, read_user, remove_folder
+from agent.cluster.in_pod.files.send_objects import ObjectSender, StoreUnavailable
+from agent.cluster.in_pod.files.store_client import StoreClient
+from agent.cluster.in_pod.workspace import USER
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+REQUEST_BYTES = 1 << 20  # maximum number of bytes of a request
+NOTE = "caches.json"  # file of the log's folder: what `restore` leaves for `save`
+ARCHIVE = "archive"  # name of the archive in the temporary folder
+LEFT_CACHE = ".sealci-cache-"  # begin of the name of the temporary folder
+
+
+class OutOfTime(Exception):
+    """The time of the errand is over."""
+
+
+def stop_late(*_: object) -> None:
+    """Handle SIGALRM."""
+    raise OutOfTime("not done in time")
+
+
+class CacheErrand:
+    """Answers the requests of the agent. Lives as long as the program."""
+
+    def __init__(self, workspace: str, folder: str, seconds: int, limit: int) -> None:
+        self.workspace, self.folder, self.seconds, self.limit = workspace, folder, seconds, limit
+        self.temporary = f"{workspace}/{LEFT_CACHE}{os.urandom(8).hex()}"
+        self.downloads = Downloads(lambda *_: None, lambda: None)
+
+    def read(self) -> dict[str, Any]:
+        """Return the next request. An empty one means that the agent has ended the exec."""
+        line = sys.stdin.buffer.readline(REQUEST_BYTES)
+        request: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
+        return request
+
+    def write(self, answer: dict[str, object]) -> None:
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+    # ---- before the commands
+
+    def restore(self) -> None:
+        user = read_user(f"{self.folder}/{USER}")
+        while request := self.read():
+            if "caches" in request:
+                self.write(self.facts(request))
+            elif "get" in request:
+                self.write(self.answer(request["get"], user))
+            else:
+                with open(f"{self.folder}/.{NOTE}", "w") as file:
+                    json.dump(request["end"], file)
+                os.rename(f"{self.folder}/.{NOTE}", f"{self.folder}/{NOTE}")
+                self.write({})
+                return
+
+    def facts(self, request: dict[str, Any]) -> dict[str, object]:
+        """Return the values of placeholders: `hashes` by the text of the globs, or `faults`."""
+        if request["ca"]:
+            self.downloads.use_ca(request["ca"])
+        hashes: dict[str, str] = {}
+        faults: dict[str, str] = {}
+        for globs in request["caches"]:
+            try:
+                hashes[globs] = hash_files(self.workspace, globs.split(","))
+            except (CacheFault, OSError) as error:
+                faults[globs] = str(error)
+        return {"arch": os.uname().machine, "os": "linux", "hashes": hashes, "faults": faults}
+
+    def answer(self, wanted: dict[str, Any], user: tuple[int, int] | None) -> dict[str, object]:
+        """Restore one cache. `fault` is the kind of an error: `missing`, `store`, `digest`, `archive` or `disk`."""
+        try:
+            return {"left": self.get(wanted, user)}
+        except Refused as error:
+            return {"fault": error.args[0], "message": error.args[1]}
+        except CacheFault as error:
+            return {"fault": "archive", "message": str(error)}
+        except OSError as error:
+            return {"fault": "disk", "message": str(error)}
+        finally:
+            remove_folder(self.temporary)
+
+    def get(self, wanted: dict[str, Any], user: tuple[int, int] | None) -> list[str]:
+        os.mkdir(self.temporary, 0o700)
+        path = f"{self.temporary}/{ARCHIVE}"
+        with open(path, "w+b") as file:
+            header = {"url": wanted["url"], "size": wanted["size"], "path": "the archive"}
+            client = StoreClient(self.downloads.trust)
+            digest = self.downloads.download(client, file.fileno(), header)
+            client.close()
+            if digest != wanted["sha256"]:
+                raise Refused("digest", "the archive has another sha256 than its entry")
+            file.seek(0)
+            below = f"{self.temporary}/files"
+            return unpack(file, self.workspace, below, wanted["paths"], user, self.limit)
+
+    # ---- after the commands
+
+    def save(self) -> None:
+        note: dict[str, object] = {}
+        with contextlib.suppress(OSError, ValueError), open(f"{self.folder}/{NOTE}") as file:
+            note = json.load(file)
+        self.write({"note": note})
+        while paths := self.read().get("pack"):
+            try:
+                self.put(paths)
+            except StoreUnavailable as error:
+                self.write({"fault": "store", "message": str(error)})
+            except (CacheFault, OSError) as error:
+                self.write({"fault": "archive", "message": str(error)})
+            finally:
+                remove_folder(self.temporary)
+        self.write({})
+
+    def put(self, paths: list[str]) -> None:
+        """Pack PATHS and put the archive into the store, as `send_objects` puts a file."""
+        os.mkdir(self.temporary, 0o700)
+        with open(f"{self.temporary}/{ARCHIVE}", "w+b") as file:
+            if not pack(self.workspace, paths, file, self.limit):
+                self.write({"fault": "nothing", "message": f"there is no {' and no '.join(paths)}"})
+                return
+            file.flush()
+            sender = ObjectSender(Output(1), [1, self.limit, self.limit, self.seconds], [], [], set())
+            sender.send_file(ARCHIVE, file.fileno(), os.fstat(file.fileno()))
+            sender.send_batch()
+
+
+def main(arguments: list[str]) -> None:
+    """Run with the arguments WORD WORKSPACE FOLDER SECONDS LIMIT.
+
+    FOLDER is the log's folder. SECONDS is the time for all caches, and LIMIT the largest size of an archive in bytes.
+    """
+    word, workspace, folder, seconds, limit = arguments
+    signal.signal(signal.SIGALRM, stop_late)
+    signal.alarm(int(seconds))
+    os.umask(0o022)
+    errand = CacheErrand(workspace, folder, int(seconds), int(limit))
+    lock = Lock(f"{folder}/{LOCK}")
+    lock.take()
+    lock.write(errand.temporary)
+    try:
+        if word == "save":
+            errand.save()
+        elif os.path.exists(f"{folder}/{DONE}"):
+            errand.write({"started": True})
+        else:
+            errand.restore()
+    except OutOfTime as error:
+        errand.write({"fault": "time", "message": str(error)})
+    finally:
+        remove_folder(errand.temporary)

@@ -1,0 +1,177 @@
+"""Caches over a real object store: who finds what, and that no broken or forged entry reaches a workspace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from agent.domain.actions import Repository
+from agent.pipeline.cache_keys import cache_scope
+from deploy.demo import source
+from tests.e2e import kube
+from tests.e2e.lab import BUSYBOX, COMMAND, DEBIAN, Lab, open_lab
+from tests.e2e.object_store import Store, object_store
+from tests.e2e.test_objects import LOOK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.e2e.submission import Report
+
+CACHE = {"key": "deps-{hash:*.lock}", "paths": ["deps"], "prefix": "deps-"}
+MAKE = (
+    "test ! -e deps && mkdir -p deps/sub && echo {0} > deps/sub/from && ln -s sub/from deps/link && chmod 750 deps/sub"
+)
+# The files of a cache belong to the user of the commands, and have their modes.
+USE = "cat deps/link; stat -c '%a' deps/sub; test -O deps/sub/from && echo mine; ls -a"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with object_store(tmp_path) as store:
+        yield store
+
+
+@pytest.fixture
+def cached_lab(namespace: str, store: Store, tmp_path: Path) -> Iterator[Lab]:
+    config, key = tmp_path / "objects.yaml", tmp_path / "sign-key"
+    config.write_text(yaml.safe_dump({"objects": store.settings}))
+    key.write_text("0123456789abcdef" * 4)
+    settings: dict[str, Any] = {
+        "objects": store.settings,
+        "caches": {"store": "objects", "sign_key_file": str(key)},
+        "policy": {"repository_schemes": ["git"]},
+    }
+    with open_lab(namespace, tmp_path, scheduler_options=("--objects", str(config)), **settings) as lab:
+        lab.secret_values += [store.secret, key.read_text()]
+        lab.agent()
+        yield lab
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    """Yield the URL of a repository with the branches main and pr, whose lock files differ."""
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "a.lock").write_text("1\n")
+    source.git(work, "init", "--quiet", "--initial-branch=main", ".")
+    source.git(work, "add", "--all")
+    source.git(work, "commit", "--quiet", "--message", "first")
+    source.git(work, "checkout", "--quiet", "-b", "pr")
+    (work / "a.lock").write_text("2\n")
+    source.git(work, "commit", "--quiet", "--all", "--message", "second")
+    source.git(work, "checkout", "--quiet", "main")
+    source.git(tmp_path, "clone", "--quiet", "--bare", str(work), str(tmp_path / "r.git"))
+    with source.serve_git(tmp_path, kube.provider("address")) as url:
+        yield f"{url}/r.git"
+
+
+def caches(report: Report) -> list[tuple[str, str]]:
+    """Return the first word of the key and the result of each event about a cache, in order."""
+    return [(each["key"].partition("-")[0], each["result"]) for each in report.events if each["event"] == "cache"]
+
+
+def test_a_cache_is_found_by_scope_and_never_trusted(cached_lab: Lab, store: Store, url: str) -> None:
+    main, pull_request = {"repo": {"url": url}}, {"repo": {"url": url, "ref": "refs/heads/pr"}}
+    only = {"key": "only-pr", "paths": ["only"]}
+    tool = {"key": "tool", "paths": ["busybox-tool"]}
+    reports = cached_lab.run(
+        {
+            "first": {
+                "image": BUSYBOX,
+                **main,
+                "cache": [CACHE, tool],
+                "commands": [MAKE.format("main"), "cp /bin/busybox busybox-tool"],
+            },
+            "pr": {
+                "image": BUSYBOX,
+                **pull_request,
+                "needs": ["first"],
+                "cache": [CACHE, only],
+                "commands": [USE, "echo pr > deps/sub/from", "mkdir only"],
+            },
+            "again": {
+                "image": DEBIAN,
+                **main,
+                "needs": ["pr"],
+                "cache": [CACHE, only],
+                "commands": [LOOK, USE, "test ! -e only", "echo artifact > made; echo cached > deps/more"],
+            },
+        }
+    )
+    first, pr, again = reports["first"], reports["pr"], reports["again"]
+    assert caches(first) == [("deps", "miss"), ("tool", "miss"), ("deps", "saved"), ("tool", "saved")], first
+    assert caches(pr) == [("deps", "fallback"), ("only", "miss"), ("deps", "saved"), ("only", "saved")], pr
+    # The cache of a path that does not exist is not saved.
+    expected = [("deps", "hit"), ("only", "miss"), ("only", "skipped")]
+    assert caches(again) == expected, "main finds nothing that the pull request wrote"
+    assert {each.outcome for each in reports.values()} == {("succeeded", None, 0)}, again
+    for report in (pr, again):
+        assert [line for line in ("main", "750", "mine") if line not in report.text.split()] == [], report
+        assert ".sealci-cache" not in report.text
+    assert "clean" in again.text
+    artifacts = {event["path"] for event in again.events if event["event"] == "artifact"}
+    assert artifacts == {"made"}, "a cache is no artifact"
+    pods = json.dumps(cached_lab.observer.states)
+    assert f":{store.port}/" not in pods
+    assert "0123456789abcdef" not in pods
+
+    # A program with the credentials of the bucket copies the entry of the pull request to the place of main's.
+    entry(store, url, "deps-").write_bytes(entry(store, url, "deps-", "refs/heads/pr").read_bytes())
+    # A byte of an archive is flipped.
+    of_tool = entry(store, url, "tool")
+    broken = of_tool.parents[2] / "blob" / json.loads(of_tool.read_text())["sha256"]
+    data = bytearray(broken.read_bytes())
+    data[-9] ^= 1
+    broken.write_bytes(data)
+    use = {"image": BUSYBOX, **main, "cache": [{"key": CACHE["key"], "paths": CACHE["paths"]}, tool]}
+    reports = cached_lab.run(
+        {
+            "refused": {
+                **use,
+                "commands": [MAKE.format("main"), "test ! -e busybox-tool", "cp /bin/busybox busybox-tool"],
+            },
+            "mended": {**use, "needs": ["refused"], "commands": [USE, "./busybox-tool true"]},
+        }
+    )
+    refused = reports["refused"]
+    assert caches(refused) == [("deps", "miss"), ("tool", "miss"), ("deps", "saved"), ("tool", "saved")], refused
+    assert "wrong signature" in refused.text
+    assert "another sha256" in refused.text
+    assert caches(reports["mended"]) == [("deps", "hit"), ("tool", "hit")], reports["mended"]
+
+    look_after(cached_lab, store)
+    store.stop()
+    use["cache"] = [{**CACHE, "save": "never"}]
+    dead = cached_lab.run({"dead": {**use, "commands": [MAKE.format("main")], "artifacts": "none"}})["dead"]
+    assert dead.outcome == ("succeeded", None, 0), dead
+    assert caches(dead) == [("deps", "miss")], dead
+
+
+def look_after(lab: Lab, store: Store) -> None:
+    """Check the cache by the doctor, and delete all entries but not their archives, which are not a day old."""
+
+    def command(*words: str) -> str:
+        config = ("--config", str(lab.folder / "agent-0.yaml"))
+        done = subprocess.run(
+            [*COMMAND, *words, *config], env=kube.environment(), capture_output=True, text=True, timeout=60, check=True
+        )
+        return done.stdout
+
+    assert "an entry was stored, found, listed and deleted" in command("doctor", "--only", "objects")
+    entries = sum("/key/" in name for name in store.objects)
+    assert f"deleted {entries} entries and 0 archives" in command("cache", "prune", "--older-than", "0s")
+    assert [name for name in store.objects if "/key/" in name] == []
+
+
+def entry(store: Store, url: str, key: str, ref: str = "") -> Path:
+    """Return the file of the entry that actions on a branch have stored, by the begin of its key."""
+    scope = hashlib.sha256(cache_scope(Repository(url, ref), "").write.encode()).hexdigest()
+    (found,) = [path for name, path in store.objects.items() if f"/{scope}/key/{key}" in name]
+    return found
