@@ -94,10 +94,11 @@ cluster-down: ## remove the cluster from this machine
 cluster-status: ## print the state of the cluster's components
 	$(CLUSTER_VERB) status
 
-tools: ## install or build the other programs that tests need: helm, an object store, Prometheus, a browser
+tools: ## install or build the other programs that tests need: helm, an object store, Prometheus, a registry, a browser
 	$(CLUSTER_VERB) helm
 	$(CLUSTER_VERB) versitygw
 	$(CLUSTER_VERB) prometheus
+	$(CLUSTER_VERB) registry
 	$(CLUSTER_VERB) browser
 
 image: cluster-up ## build the agent's image and load it into the cluster

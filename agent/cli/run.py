@@ -166,7 +166,7 @@ def names_of_actions(_: click.Context, __: click.Parameter, incomplete: str) -> 
     "--shell-on-failure",
     "shell",
     is_flag=True,
-    help="Open a shell in the workspace of an action that failed.",
+    help="Open a shell in the workspace and the image of an action that failed.",
 )
 @click.option(
     "--timeout",

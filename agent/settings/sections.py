@@ -11,7 +11,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from agent.settings.environment_classes import ClassName, ClassSettings, PodTemplate
-from agent.settings.field_types import Buckets, Duration, Name, Quantity, Resources, Section, Size
+from agent.settings.field_types import Buckets, Duration, Name, Quantity, Resources, SecretName, Section, Size
+from agent.settings.outside import ProxySettings
 
 
 class AgentSection(Section):
@@ -90,6 +91,9 @@ class EnvironmentSettings(Section):
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
         "IfNotPresent", description="Pull policy of the images that actions name."
     )
+    image_pull_secrets: tuple[SecretName, ...] = Field(
+        (), description="Names of Secrets with which nodes pull the images of pods. Actions cannot read these Secrets."
+    )
     workspace: str = Field(
         "/workspace", pattern=r"^/[A-Za-z0-9._/-]+$", description="Path where the workspace is mounted."
     )
@@ -106,6 +110,19 @@ class EnvironmentSettings(Section):
         {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}},
         description="Requests and limits of container `repository`. An empty quantity removes one of the default.",
     )
+    git_config: str = Field(
+        "",
+        max_length=16 << 10,
+        description="Text of a git configuration file for clones, such as the `url.*.insteadOf` of a mirror. It must "
+        "hold no password.",
+    )
+    git_ca: str = Field(
+        "",
+        max_length=64 << 10,
+        pattern=r"^(-----BEGIN CERTIFICATE-----[\s\S]*)?$",
+        description="Certificates (PEM) of authorities that clones trust too.",
+    )
+    proxy: ProxySettings = ProxySettings()
     grace: Duration = Field(10.0, description="Time between SIGTERM and SIGKILL when commands are stopped.")
     nudge_kubelet: bool = Field(
         True,

@@ -14,21 +14,24 @@ import time
 from agent.domain.json import Object
 from tests.e2e import kube
 
+# Name of the class whose commands build images. Only container `action` of its pods has no seccomp profile.
+IMAGE_BUILD = "image-build"
 MANAGED = "app.kubernetes.io/managed-by=sealci-agent"
 
 
 class Observer:
     """Stores every state of every pod of a namespace.
 
-    `ended` maps the UID of a pod to the time at which the observer saw that container `action` had ended. `gone` maps
-    the UID of a pod to the time at which the observer saw the pod's deletion. The times are seconds of
-    `time.monotonic`.
+    `ended` maps the UID of a pod to the time at which the observer saw that container `action` had ended. `deleting`
+    maps the UID of a pod to the time at which the observer saw the request to delete the pod, and `gone` to the time at
+    which the observer saw the pod's deletion. The times are seconds of `time.monotonic`.
     """
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
         self.states: list[Object] = []
         self.ended: dict[str, float] = {}
+        self.deleting: dict[str, float] = {}
         self.gone: dict[str, float] = {}
         self.open()
 
@@ -73,6 +76,8 @@ class Observer:
         uid = pod["metadata"]["uid"]
         if event["type"] == "DELETED":
             self.gone[uid] = now
+        if "deletionTimestamp" in pod["metadata"]:
+            self.deleting.setdefault(uid, now)
         for status in pod.get("status", {}).get("containerStatuses", ()):
             if status["name"] == "action" and "terminated" in status.get("state", {}):
                 self.ended.setdefault(uid, now)
@@ -119,10 +124,13 @@ class Observer:
             spec, text = pod["spec"], json.dumps(pod)
             assert spec["automountServiceAccountToken"] is False
             assert spec["activeDeadlineSeconds"] > 0
-            assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert "seccompProfile" not in spec["securityContext"]
+            builds_images = pod["metadata"]["labels"].get("sealci.dev/class") == IMAGE_BUILD
             for container in [*spec["containers"], *spec.get("initContainers", ())]:
                 security = container["securityContext"]
                 assert security["allowPrivilegeEscalation"] is False
+                unconfined = builds_images and container["name"] == "action"
+                assert security.get("seccompProfile") == (None if unconfined else {"type": "RuntimeDefault"})
                 capabilities = security.get("capabilities", {})
                 if container["name"] not in ("helper", "repository"):
                     assert not capabilities.get("add")

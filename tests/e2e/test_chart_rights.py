@@ -59,7 +59,9 @@ class Account:
     def settings(self) -> Object:
         """Return the settings of an agent that runs as this account."""
         cluster = {"kubeconfig": str(self.kubeconfig), **QUICK}
-        return {"cluster": cluster, "agent": {"anchor": self.anchor, "drain_timeout": "1s"}}
+        # No registry answers at localhost, so the limit of a missing image is `registry_grace`.
+        policy = {"registry_grace": "1s"}
+        return {"cluster": cluster, "agent": {"anchor": self.anchor, "drain_timeout": "1s"}, "policy": policy}
 
     @contextlib.contextmanager
     def without(self, right: str) -> Iterator[None]:

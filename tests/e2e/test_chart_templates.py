@@ -151,6 +151,7 @@ WRONG: dict[str, tuple[Object, str]] = {
         {"scheduler": {"address": "", "protocol": "classic"}, "demoScheduler": {"enabled": True}},
         "does not support classic",
     ),
+    "a proxy with a password": ({"proxy": {"https": "http://me:word@proxy:1"}}, "/proxy/https"),
     "two autoscalers": ({"autoscaling": {"enabled": True}, "keda": {"enabled": True}}, "autoscaling.enabled and keda"),
     "a quantity of another system": ({"policy": {"max_memory": "4GB"}}, "/policy/max_memory"),
     "a quantity of Kubernetes": ({"resources": {"limits": {"memory": "lots"}}}, "/resources/limits/memory"),
@@ -270,6 +271,104 @@ def test_autoscalers_own_the_number_of_replicas() -> None:
         assert "replicas" not in deployment["spec"]
     (deployment,) = of_kind(template({**MINIMAL, "replicaCount": 3}), "Deployment")
     assert deployment["spec"]["replicas"] == 3
+
+
+# ---- what other charts have
+
+
+def pod_of_agents(objects: list[Object]) -> Object:
+    """Return the spec of the agents' pods."""
+    (deployment,) = of_kind(objects, "Deployment")
+    found: Object = deployment["spec"]["template"]["spec"]
+    return found
+
+
+def test_the_pods_of_agents_have_further_containers_dns_and_a_runtime_class() -> None:
+    extra: Object = {
+        "initContainers": [{"name": "wait", "image": "busybox"}],
+        "extraContainers": [{"name": "log-shipper", "image": "shipper"}],
+        "hostAliases": [{"ip": "192.0.2.1", "hostnames": ["scheduler"]}],
+        "dnsPolicy": "None",
+        "dnsConfig": {"nameservers": ["192.0.2.53"]},
+        "runtimeClassName": "gvisor",
+    }
+    objects = template({**MINIMAL, **extra, "revisionHistoryLimit": 7})
+    spec = pod_of_agents(objects)
+    same = {name: value for name, value in extra.items() if name != "extraContainers"}
+    assert {name: spec[name] for name in same} == same
+    assert [each["name"] for each in spec["containers"]] == ["agent", "log-shipper"]
+    assert of_kind(objects, "Deployment")[0]["spec"]["revisionHistoryLimit"] == 7
+    (doctor,) = (each["spec"] for each in of_kind(objects, "Pod"))
+    assert (doctor["dnsConfig"], doctor["hostAliases"]) == (extra["dnsConfig"], extra["hostAliases"])
+    default = pod_of_agents(template(MINIMAL))
+    assert default["dnsPolicy"] == "ClusterFirst"
+    assert not default.keys() & {"initContainers", "hostAliases", "dnsConfig", "runtimeClassName"}
+
+
+def test_every_object_has_the_common_annotations_beside_its_own() -> None:
+    on = {"enabled": True}
+    values: Object = {}
+    for file in FILES:
+        values |= yaml.safe_load(file.read_text()) if file.name.startswith(("hardened", "scaled")) else {}
+    # `extraObjects` are objects of the user, who writes their annotations.
+    del values["extraObjects"]
+    values |= {
+        "commonAnnotations": {"team": "platform"},
+        "demoScheduler": {**on, "persistence": on},
+        "metricsService": on,
+        "podMonitor": on,
+        "prometheusRule": on,
+        "serviceAccount": {"annotations": {"own": "account"}},
+        "dashboard": {**on, "annotations": {"own": "dashboard"}},
+    }
+    objects = template(values)
+    assert len({each["kind"] for each in objects}) >= 18
+    without = [each["kind"] for each in objects if each["metadata"].get("annotations", {}).get("team") != "platform"]
+    assert without == []
+    assert {each["metadata"]["annotations"].get("own") for each in objects} == {None, "account", "dashboard"}
+
+
+def test_a_service_for_metrics_reaches_every_agent() -> None:
+    values = {**MINIMAL, "metricsService": {"enabled": True, "annotations": {"prometheus.io/scrape": "true"}}}
+    objects = template(values)
+    (service,) = of_kind(objects, "Service")
+    assert service["metadata"]["annotations"] == {"prometheus.io/scrape": "true"}
+    assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    assert service["spec"]["selector"] == of_kind(objects, "Deployment")[0]["spec"]["selector"]["matchLabels"]
+    assert [each["port"] for each in service["spec"]["ports"]] == [8080]
+
+
+def test_one_value_sets_the_proxy_of_agents_clones_and_commands(tmp_path: Path) -> None:
+    proxy = {"http": "http://proxy.example.org:3128", "https": "http://proxy.example.org:3129", "noProxy": "10.0.0.0/8"}
+    objects = template({**MINIMAL, "proxy": proxy})
+    variables = {each["name"]: each.get("value") for each in pod_of_agents(objects)["containers"][0]["env"]}
+    assert variables["HTTP_PROXY"] == variables["http_proxy"] == proxy["http"]
+    assert variables["HTTPS_PROXY"] == variables["https_proxy"] == proxy["https"]
+    direct = "$(KUBERNETES_SERVICE_HOST),localhost,127.0.0.1,.svc,10.0.0.0/8"
+    assert variables["NO_PROXY"] == variables["no_proxy"] == direct
+    found = settings_of(objects, tmp_path).environment.proxy
+    assert (found.http, found.https, found.no_proxy) == (proxy["http"], proxy["https"], proxy["noProxy"])
+    ports = policies({**MINIMAL, "proxy": proxy})[""]["egress"][1]["ports"]
+    assert {"port": 3128} in ports
+    assert {"port": 3129} in ports
+    assert "NO_PROXY" not in {each["name"] for each in pod_of_agents(template(MINIMAL))["containers"][0]["env"]}
+
+
+def test_images_are_pulled_beforehand_with_the_pull_secrets_of_actions() -> None:
+    environment = {
+        "image_pull_secrets": ["first"],
+        "pod_template": {"spec": {"imagePullSecrets": [{"name": "second"}]}},
+    }
+    objects = template({**MINIMAL, "environment": environment, "prepull": {"images": [BUSYBOX]}})
+    (found,) = of_kind(objects, "DaemonSet")
+    assert found["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "second"}, {"name": "first"}]
+
+
+def test_a_class_keeps_null_so_that_it_can_remove_a_field(tmp_path: Path) -> None:
+    (file,) = (each for each in FILES if each.name.startswith("classes"))
+    classes = settings_of(template(yaml.safe_load(file.read_text())), tmp_path).environment.classes
+    (action,) = classes["image-build"].pod_template["spec"]["containers"]
+    assert action["securityContext"] == {"seccompProfile": None}
 
 
 # ---- safe defaults

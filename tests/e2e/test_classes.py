@@ -1,4 +1,6 @@
-"""Classes of environments on a real cluster: larger pods, another processor, a GPU. Each class goes to its agent.
+"""Classes of environments on a real cluster: larger pods, another processor, a GPU, a stricter profile.
+
+Each class goes to its agent.
 
 A label and an extended resource of a node stand in for arm64 and for the GPU.
 """
@@ -28,6 +30,7 @@ ONE_GPU = {"spec": {"containers": [{"name": "action", "resources": {"limits": {G
 CLASSES: dict[str, dict[str, Any]] = {
     "large": {"default_cpu": "40m", "default_memory": "48Mi", "max_memory": "64Mi"},
     "arm64": {"pod_template": {"spec": {"nodeSelector": {ARCH: "arm64"}}}},
+    "strict": {"profile": "restricted"},
     "gpu": {"images": ["localhost/sealci-test/busybox"], "pod_template": ONE_GPU},
 }
 
@@ -55,7 +58,7 @@ def action_container(pod: Object) -> Object:
 
 
 async def test_each_action_gets_the_pod_of_its_class_on_an_agent_that_has_the_class(own_lab: Lab, node: str) -> None:
-    own_lab.agent(environment={"classes": {name: CLASSES[name] for name in ("large", "arm64")}})
+    own_lab.agent(environment={"classes": {name: CLASSES[name] for name in ("large", "arm64", "strict")}})
     own_lab.agent(environment={"classes": {"gpu": CLASSES["gpu"]}})
     ran = {"image": BUSYBOX, "commands": ["echo ran"]}
     reports = own_lab.run(
@@ -64,11 +67,12 @@ async def test_each_action_gets_the_pod_of_its_class_on_an_agent_that_has_the_cl
             "large": {**ran, "class": "large"},
             "arm64": {**ran, "class": "arm64"},
             "gpu": {**ran, "class": "gpu"},
+            "strict": {**ran, "class": "strict", "commands": ["echo ran as $(id -u)"]},
             "too-large": {**ran, "class": "large", "resources": {"memory": "65Mi"}},
             "other-image": {**ran, "image": DEBIAN, "class": "gpu"},
         }
     )
-    for name in ("plain", "large", "arm64", "gpu"):
+    for name in ("plain", "large", "arm64", "gpu", "strict"):
         assert reports[name].outcome == ("succeeded", None, 0), reports[name]
     for name, words in (("too-large", "65Mi is over the maximum of 64Mi"), ("other-image", "is not allowed")):
         assert reports[name].outcome[:2] == ("failed", "INVALID_CONFIGURATION")
@@ -80,6 +84,9 @@ async def test_each_action_gets_the_pod_of_its_class_on_an_agent_that_has_the_cl
     assert action_container(pods["large"])["resources"]["limits"]["memory"] == "48Mi"
     assert pods["arm64"]["spec"]["nodeSelector"] == {ARCH: "arm64"}
     assert action_container(pods["gpu"])["resources"]["limits"][GPU] == "1"
+    assert reports["strict"].text == "ran as 65532\n"
+    assert action_container(pods["strict"])["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert "capabilities" not in action_container(pods["large"])["securityContext"]
     agents = {name: pod["metadata"]["labels"]["sealci.dev/agent"] for name, pod in pods.items()}
     assert agents["large"] == agents["arm64"] != agents["gpu"]
 

@@ -54,7 +54,7 @@ class ClassicLab:
             "scheduler": {"protocol": "classic", "classic": classic, "reconnect_max": "1s"},
             "agent": {"slots": SLOTS},
             "cluster": cluster,
-            "policy": {"repository_schemes": ["https", "git"], "pull_grace": "1s"},
+            "policy": {"repository_schemes": ["https", "git"], "registry_grace": "1s"},
         }
         agent = Agent(self, len(self.agents), settings)  # type: ignore[arg-type]  # it has the attributes that an Agent uses
         self.agents.append(agent)

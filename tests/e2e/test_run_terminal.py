@@ -185,14 +185,32 @@ def test_the_working_tree_is_the_workspace(terminals: TerminalRuns, tmp_path: Pa
     actions = {
         "a": {
             "repo": {"url": "https://example.invalid/x.git"},
-            "commands": ["find . | sort", "cat link 'new é'; src/run; sha256sum blob", "echo made > made"],
+            "commands": [
+                "find . | sort",
+                "cat link 'new é'; src/run; sha256sum blob",
+                "nc db 5000 </dev/null",
+                "echo made > made",
+            ],
+            # The commands wait for the tree, for the port and for the health command.
+            "services": {
+                "db": {
+                    "container": BUSYBOX,
+                    "command": ["sh", "-c", "sleep 1; while :; do echo I serve | nc -l -p 5000; done"],
+                    "ports": [5000],
+                },
+                "slow": {
+                    "container": BUSYBOX,
+                    "command": ["sh", "-c", "sleep 2; touch /ready; sleep 60"],
+                    "health": {"command": ["test", "-e", "/ready"]},
+                },
+            },
         }
     }
     code, shown = terminals.run(actions, "--repo", str(tree), "--artifacts", str(out)).finish()
     assert code == 0, shown
     found = {line for line in shown.splitlines() if line.startswith("./")}
     assert found == {"./.gitignore", "./blob", "./link", "./new é", "./src", "./src/main", "./src/run"}
-    for part in ("changed", "not added", "I run"):
+    for part in ("changed", "not added", "I run", "I serve"):
         assert part in shown
     assert subprocess.run(["sha256sum", "blob"], cwd=tree, capture_output=True, text=True).stdout.strip() in shown
     assert sorted(os.listdir(out / "a")) == ["made"], "what was brought is not collected"
@@ -211,11 +229,16 @@ def test_keep_leaves_the_pod_and_prints_how_to_inspect_it(terminals: TerminalRun
 
 
 def test_a_failure_opens_a_shell(terminals: TerminalRuns) -> None:
-    actions = {"a": {"commands": ["echo here > file; exit 5"], "artifacts": "none"}}
-    screen = terminals.run(actions, "--shell-on-failure")
+    command = "echo here > file; exit 5"
+    actions = {"a": {"commands": [command], "artifacts": "none", "env": {"COLOUR": "red"}, "secrets": ["TOKEN"]}}
+    screen = terminals.run(actions, "--shell-on-failure", env={"TOKEN": "hunter2-hunter2"})
     screen.until("command 1 failed with exit code 5", "A shell in /workspace", "/workspace $", timeout=90)
     # One `sh -c` runs both commands, because a Ctrl-C that comes between two commands of the outer shell would end
     # neither command. The test uses the builtin `read`, because dash ignores a Ctrl-C while dash starts a program.
+    # The shell has the image of the action, in which busybox is every program, its variables and its secrets.
+    screen.until("container shell")
+    screen.type("readlink /bin/cat; echo $COLOUR ${#TOKEN}\r")
+    screen.until("busybox", "red 15")
     screen.type("cat file; sh -c 'stty size; read -r line'\r")
     screen.until("here", "40 120")
     screen.type("\x03")

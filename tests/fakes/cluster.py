@@ -63,7 +63,7 @@ class Script:
         interactive: a person works in the environment at a terminal.
         deaf: the commands cannot be interrupted.
         service_logs: the end of the log of each service, by name, or the error of a log that cannot be read.
-        live_logs: what `live_log` yields for each service, by name.
+        live_logs: what `live_log` yields for each service, by name, or the error that it raises.
         begun: whether the commands of an adopted environment have begun.
         objects: the pod can use an object store.
         deliveries: for each `receive_inputs` the error to raise at its end, or None.
@@ -81,7 +81,7 @@ class Script:
     content: bytes = b"artifact"
     deaf: bool = False
     service_logs: dict[str, bytes | BaseException] = field(default_factory=dict)
-    live_logs: dict[str, list[ServiceOutput]] = field(default_factory=dict)
+    live_logs: dict[str, list[ServiceOutput] | BaseException] = field(default_factory=dict)
     interactive: bool = False
     setup_notice: str = ""
     begun: bool = True
@@ -145,7 +145,10 @@ class FakeServices:
 
     async def live_log(self, name: str, cursor: bytes) -> AsyncGenerator[ServiceOutput, None]:
         self.cursors[name] = cursor
-        for part in self.environment.script.live_logs.get(name, ()):
+        found = self.environment.script.live_logs.get(name, [])
+        if isinstance(found, BaseException):
+            raise found
+        for part in found:
             yield part
 
 

@@ -17,7 +17,7 @@ from agent.domain.errors import Reason, Rejection, Stage
 from agent.domain.events import Accepted, ArtifactSummary, Finished, LogChunk, Rejected, StageChanged
 from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Result
-from agent.domain.session_state import Feature, Readiness, SessionState
+from agent.domain.session_state import Readiness, SessionState
 from agent.local_scheduler.local_service import Access
 from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
@@ -66,33 +66,6 @@ def everything(folder: Path) -> bytes:
 
 def texts(seen: list[PipelineEvent]) -> bytes:
     return b"".join(event.body.data for event in seen if isinstance(event.body, LogText))
-
-
-async def test_an_action_waits_for_an_agent_that_has_its_features_and_watchers_get_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parser.PipelineAction, "features", frozenset({Feature.SERVICES}))
-    async with (
-        open_scheduler("127.0.0.1:0", tmp_path, Access(), QUICK) as scheduler,
-        FakeAgent(scheduler.address, pod="old") as old,
-    ):
-        await queue(scheduler)
-        await queue(scheduler, ONE, "pipeline2")
-        following = asyncio.create_task(watch(scheduler))
-        # The reports of an agent without the feature change nothing and repeat nothing.
-        await old.health()
-        await old.health()
-        assert old.queue("action").empty()
-        async with FakeAgent(scheduler.address, pod="new", slots=1, features=["teleport", "services"]) as new:
-            await new.live(await new.action())
-            await new.health()
-            await new.live(await new.action())
-            report, seen = await following
-        assert old.queue("action").empty()
-    waits = [event.body.detail for event in seen if isinstance(event.body, WaitingForAgent)]
-    # The new agent has no free slot before its first health report.
-    assert waits == ["no connected agent has the feature services", "the agents that can run it have no free slot"]
-    assert report.exit_code is ExitCode.SUCCEEDED
 
 
 async def test_an_action_goes_to_an_agent_that_has_its_class(tmp_path: Path) -> None:

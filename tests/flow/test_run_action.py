@@ -560,6 +560,14 @@ async def test_a_fault_in_one_of_twenty_sessions_harms_no_other(where: str) -> N
         assert rig.sink["7"].outcome.result is Result.SUCCEEDED
 
 
+async def test_an_unknown_class_fails_with_the_list_and_makes_no_pod() -> None:
+    rig = Rig(environment={"classes": {"large": {}, "gpu": {}}})
+    sent = await life(rig, Script(), environment_class="gpux")
+    assert (sent.outcome.stage, sent.outcome.reason) == (ADMISSION, Reason.INVALID_CONFIGURATION)
+    assert sent.outcome.message == "class: there is no class 'gpux'; there are: large, gpu"
+    assert rig.backend.environments == {}
+
+
 async def test_a_backend_without_an_environment_fails_the_session(rig: Rig) -> None:
     def broken(_: Action) -> Script:
         raise RuntimeError("no")

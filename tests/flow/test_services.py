@@ -197,6 +197,14 @@ async def test_a_live_log_is_sent_once_with_its_cursor(rig: Rig) -> None:
     assert [each.service_cursor for each in chunks] == [b"c1", b"c2", b"c2"]
 
 
+async def test_a_live_log_that_cannot_be_followed_falls_back_to_its_last_lines(rig: Rig) -> None:
+    live = replace(HEALTHY, log=ServiceLog.LIVE)
+    script = Script(codes=(3,), live_logs={"db": ClusterError("too many logs")}, service_logs={"db": b"last\n"})
+    sent = await life(rig, script, services=(live,))
+    assert b"[the log of service db is not followed: too many logs; its last lines follow" in sent.log
+    assert service_log(sent) == {"db": b"last\n"}
+
+
 async def test_an_adopted_session_continues_the_logs_of_its_services(rig: Rig) -> None:
     live = replace(DB, log=ServiceLog.LIVE)
     action = Action(Key("a", 1, 2), "", ("", ""), services=(live,))

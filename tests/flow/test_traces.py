@@ -12,9 +12,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from pydantic import ValidationError
 
 from agent.app.serve import open_traces
-from agent.domain.actions import Action, Key
+from agent.domain.actions import Action, Key, Service
 from agent.domain.errors import Reason, SettingsError
-from agent.domain.observations import Exited, SetupFailed
+from agent.domain.observations import FOR_SERVICES, Exited, Running, SetupFailed, Waiting
 from agent.execution.registry import SessionRegistry
 from agent.settings import AgentSection, Settings, TracesSettings
 from agent.telemetry.metrics import Metrics
@@ -96,6 +96,21 @@ async def test_a_failure_is_on_the_span_and_on_its_stage(
     assert action.status.code == collector.named(stage).status.code == Status.STATUS_CODE_ERROR
     assert collector.named("cleanup").status.code == Status.STATUS_CODE_UNSET
     assert not action.parent_span_id
+
+
+@pytest.mark.parametrize("end", [Running(), SetupFailed(Reason.SERVICE_FAILED, "service db ended")])
+async def test_the_wait_for_services_is_a_child_span_that_has_the_failure_of_a_service(
+    collector: Collector, end: Running | SetupFailed
+) -> None:
+    script = Script(setups=[(Waiting(f"{FOR_SERVICES}db: health command"), end)])
+    await life(exporting(collector), script, services=(Service("db", "postgres"),))
+    action, failed = collector.named("action"), isinstance(end, SetupFailed)
+    setup, services, third, *_ = collector.children(action)
+    names = (setup.name, services.name, third.name)
+    assert names == ("setup", "services", "cleanup" if failed else "commands")
+    assert attributes(action)["sealci.services"] == "db"
+    expected = Status.STATUS_CODE_ERROR if failed else Status.STATUS_CODE_UNSET
+    assert action.status.code == services.status.code == expected
 
 
 async def test_without_an_endpoint_the_trace_context_is_only_passed_on() -> None:

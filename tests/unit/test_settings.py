@@ -220,6 +220,22 @@ def test_a_class_must_fit_the_rest_of_the_policy(settings: dict[str, object], me
     assert message in str(wrong.value)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"proxy": {"https": "http://me:word@proxy:1"}},
+        {"proxy": {"http": "proxy:1"}},
+        {"git_ca": "a path"},
+        {"git_config": "x" * ((16 << 10) + 1)},
+        {"image_pull_secrets": ["Not a name"]},
+    ],
+)
+def test_settings_for_what_is_outside_are_checked(settings: dict[str, object]) -> None:
+    (name,) = settings
+    with pytest.raises(SettingsError, match=f"environment.{name}"):
+        load(None, {"environment": settings})
+
+
 def test_a_class_has_a_name_that_a_label_can_hold() -> None:
     with pytest.raises(SettingsError, match=r"environment.classes.Large"):
         load(None, {"environment": {"classes": {"Large": {}}}})

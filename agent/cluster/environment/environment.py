@@ -286,7 +286,7 @@ class PodEnvironment(FileTransfers):
             if outcome.reason is not Reason.COMMAND_FAILED:
                 seconds = self.context.timings.events_retry_seconds
                 report = await failure_report.describe_failed_pod(self.client, self.path, pod, seconds)
-            await debug.open_shell(self.client, pod, outcome, self.helper_container, self.workspace)
+            await debug.open_shell(self.context, self.plan, pod, outcome, self.helper_container)
         if debug.keep:
             self.disown()
         return report

@@ -39,8 +39,9 @@ log = structlog.get_logger(__name__)
 
 # Number of bytes of a service's log that are kept of its end, and that are sent at once.
 MAX_BYTES = 64 * 1024
-# Number of lines and of bytes that are read to find the end of a service's log.
-TAIL_LINES, TAIL_BYTES = 1000, 4 << 20
+# Number of lines and of bytes that are read to find the end of a service's log. A line in the file of the node has at
+# most 16 KiB. If the bytes did not suffice for the lines, the API server would send the beginning of these lines.
+TAIL_LINES, TAIL_BYTES = 1000, 16 << 20
 # Seconds until the read of the last lines is given up.
 TAIL_SECONDS = 10.0
 # Seconds between TERM and KILL when a pod with services is deleted.
@@ -232,7 +233,7 @@ class PodServices:
         return f"{self.environment.path}/{self.environment.plan.name}/log"
 
     async def last_lines(self, name: str) -> bytes:
-        """Return the end of a service's log, at most `MAX_BYTES`. "" if it never started.
+        """Return the end of a service's log, at most `TAIL_LINES` and `MAX_BYTES`. "" if it never started.
 
         Raises:
             ClusterError: the log cannot be read.
@@ -254,8 +255,9 @@ class PodServices:
             raise ClusterError(f"get pods/log: {error!r}", retryable=True) from error
         data = b"".join(blocks)
         if len(data) > MAX_BYTES:
-            # The first line is cut, unless it is the only line.
-            _, _, data = data[-MAX_BYTES:].partition(b"\n")
+            # Leave out the first line, which is cut, unless it is the only line. A line end may follow.
+            cut = data[1 - MAX_BYTES :]
+            data = cut.partition(b"\n")[2] or cut
         return data if data.endswith(b"\n") or not data else data + b"\n"
 
     async def live_log(self, name: str, cursor: bytes) -> AsyncGenerator[ServiceOutput, None]:

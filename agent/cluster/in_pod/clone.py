@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 TERMINATION_LOG = pathlib.Path("/dev/termination-log")
+SYSTEM_CERTIFICATES = pathlib.Path("/etc/ssl/certs/ca-certificates.crt")
 # Git runs this program with a question that contains the URL. The program answers with the password only if scheme and
 # host of the URL match. A file of the repository names the server of Git LFS, and may name the same host with http.
 ASKPASS = """#!/bin/sh
@@ -244,6 +245,7 @@ def environment(order: dict[str, Any], folder: pathlib.Path) -> dict[str, str]:
         "GIT_CONFIG_COUNT": str(len(settings)),
         "HOME": str(folder),
         "LC_ALL": "C.UTF-8",
+        **installer_files(order, folder),
     }
     ssh = "ssh -o BatchMode=yes -o StrictHostKeyChecking=accept-new"
     if order["credentials"]:
@@ -263,6 +265,21 @@ def environment(order: dict[str, Any], folder: pathlib.Path) -> dict[str, str]:
             env["GIT_ASKPASS"] = str(write_askpass(given, folder, urlsplit(order["url"])))
     env["GIT_SSH_COMMAND"] = ssh
     return env
+
+
+def installer_files(order: dict[str, Any], folder: pathlib.Path) -> dict[str, str]:
+    """Write the installer's git configuration and certificates. Return the variables by which git finds them."""
+    found = {}
+    # An agent of an older release gives neither text.
+    if settings := order.get("git_config"):
+        (folder / "gitconfig").write_text(settings, "utf-8")
+        found["GIT_CONFIG_GLOBAL"] = str(folder / "gitconfig")
+    if certificates := order.get("git_ca"):
+        # git trusts only the certificates of this one file, so the file also has those of the image.
+        known = SYSTEM_CERTIFICATES.read_text("utf-8") if SYSTEM_CERTIFICATES.exists() else ""
+        (folder / "ca.pem").write_text(f"{known}\n{certificates}", "utf-8")
+        found["GIT_SSL_CAINFO"] = str(folder / "ca.pem")
+    return found
 
 
 def write_askpass(given: pathlib.Path, folder: pathlib.Path, url: SplitResult) -> pathlib.Path:

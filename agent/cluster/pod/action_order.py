@@ -48,6 +48,7 @@ def variables(plan: Plan, settings: Settings) -> dict[str, str]:
         "SEALCI_ACTION": action.name or action.key.action_id,
         "SEALCI_ATTEMPT": str(action.key.attempt),
         "SEALCI_WORKSPACE": settings.environment.workspace,
+        **settings.environment.proxy.variables,
     }
     if settings.environment.profile == "restricted":
         values["HOME"] = HOME
@@ -100,6 +101,18 @@ def unexportable_variables(plan: Plan, settings: Settings) -> list[Object]:
     plain = [{"name": n, "value": escape_variables(v)} for n, v in variables(plan, settings).items() if n in special]
     secret = sorted((plan.action.secrets.keys() & special) - template_variables(settings))
     return plain + [secret_variable(name, name, plan) for name in secret]
+
+
+def shell_variables(plan: Plan, settings: Settings) -> list[Object]:
+    """Return the variables of the commands for a container without an order, in which a person looks into a failure."""
+    special = command_module.NOT_EXPORTABLE
+    values = {name: value for name, value in variables(plan, settings).items() if name not in special}
+    plain: list[Object] = [{"name": name, "value": escape_variables(value)} for name, value in values.items()]
+    secrets = [secret_variable(name, name, plan) for name in order_secrets(plan, settings)]
+    for each in secrets:
+        # A warm pod has no Secret. The container then starts without the secrets.
+        each["valueFrom"]["secretKeyRef"]["optional"] = True
+    return plain + secrets
 
 
 def secret_variable(name: str, key: str, plan: Plan) -> Object:

@@ -122,6 +122,8 @@ def pod(plan: Plan, settings: Settings) -> Object:
         manifest["spec"]["hostAliases"] = aliases
     if plan.user_namespace:
         manifest["spec"]["hostUsers"] = False
+    if environment.image_pull_secrets:
+        manifest["spec"]["imagePullSecrets"] = [{"name": name} for name in environment.image_pull_secrets]
     result: Object = merge(manifest, environment.pod_template)
     if (chosen := environment.classes.get(plan.action.environment_class)) is not None:
         result = merge(result, chosen.pod_template)
@@ -202,11 +204,10 @@ def deadline(plan: Plan, settings: Settings) -> int:
 
 
 def pod_security_context(settings: Settings) -> Object:
-    security: Object = {"seccompProfile": {"type": "RuntimeDefault"}}
-    if settings.environment.profile == "restricted":
-        user = settings.environment.user
-        security |= {"runAsNonRoot": True, "runAsUser": user, "runAsGroup": user, "fsGroup": user}
-    return security
+    if settings.environment.profile != "restricted":
+        return {}
+    user = settings.environment.user
+    return {"runAsNonRoot": True, "runAsUser": user, "runAsGroup": user, "fsGroup": user}
 
 
 def container_security_context(settings: Settings, *, user: int | None = None) -> Object:
@@ -214,13 +215,15 @@ def container_security_context(settings: Settings, *, user: int | None = None) -
 
     `user` is the user and group id of one of the agent's own containers. Only profile `baseline` sets it.
     """
+    # The pod itself has no seccomp profile, so that a template can change the profile of one container.
+    security: Object = {"allowPrivilegeEscalation": False, "seccompProfile": {"type": "RuntimeDefault"}}
     if settings.environment.profile == "restricted":
-        return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        return security | {"capabilities": {"drop": ["ALL"]}}
     if user is None:
-        return {"allowPrivilegeEscalation": False}
+        return security
     # The agent's own containers read and write files of every user, and need no other capability of root.
     capabilities = {"drop": ["ALL"], "add": ["CHOWN", "DAC_OVERRIDE", "FOWNER"]}
-    return {"allowPrivilegeEscalation": False, "capabilities": capabilities, "runAsUser": user, "runAsGroup": user}
+    return security | {"capabilities": capabilities, "runAsUser": user, "runAsGroup": user}
 
 
 def action_container(plan: Plan, settings: Settings) -> Object:
@@ -291,7 +294,10 @@ def clone_container(plan: Plan, settings: Settings) -> Object:
         "credentials": CREDENTIALS if asked.credentials else "",
         "secret": asked.credentials,
         "timeout": settings.policy.clone_timeout,
+        "git_config": settings.environment.git_config,
+        "git_ca": settings.environment.git_ca,
     }
+    proxy = settings.environment.proxy.variables
     mounts = [{"name": "workspace", "mountPath": settings.environment.workspace}]
     if asked.credentials:
         mounts.append({"name": "credentials", "mountPath": CREDENTIALS})
@@ -301,7 +307,7 @@ def clone_container(plan: Plan, settings: Settings) -> Object:
         "imagePullPolicy": "IfNotPresent",
         # This is the old name of the module, because the image on a node may be one release older than the agent.
         "command": escape_command(["python3", "-m", "agent.cluster.clone", json.dumps(order)]),
-        "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108 - inside the container
+        "env": [{"name": name, "value": value} for name, value in ({"HOME": "/tmp"} | proxy).items()],  # noqa: S108 - inside the container
         "resources": settings.environment.clone_resources,
         "securityContext": container_security_context(settings, user=0),
         "volumeMounts": mounts,

@@ -1341,7 +1341,7 @@ class Service(_message.Message):
         LOG_UNSPECIFIED: Service._Log.ValueType  # 0
         """as ON_FAILURE"""
         ON_FAILURE: Service._Log.ValueType  # 1
-        """the agent sends the last 64 KiB if the action failed"""
+        """the agent sends the last lines, at most 64 KiB, if the action failed"""
         LIVE: Service._Log.ValueType  # 2
         """the agent sends the log as the service writes it"""
         NONE: Service._Log.ValueType  # 3
@@ -1351,7 +1351,7 @@ class Service(_message.Message):
     LOG_UNSPECIFIED: Service.Log.ValueType  # 0
     """as ON_FAILURE"""
     ON_FAILURE: Service.Log.ValueType  # 1
-    """the agent sends the last 64 KiB if the action failed"""
+    """the agent sends the last lines, at most 64 KiB, if the action failed"""
     LIVE: Service.Log.ValueType  # 2
     """the agent sends the log as the service writes it"""
     NONE: Service.Log.ValueType  # 3

@@ -6,6 +6,21 @@
   valueFrom:
     fieldRef:
       fieldPath: metadata.uid
+{{- with .Values.proxy }}
+{{- if or .http .https }}
+{{- /* The kubelet expands the address of the API server, which no proxy reaches. */ -}}
+{{- $direct := list "$(KUBERNETES_SERVICE_HOST)" "localhost" "127.0.0.1" ".svc" }}
+{{- $direct = join "," (ternary (append $direct .noProxy) $direct (ne .noProxy "")) }}
+{{- range $name, $value := dict "HTTP_PROXY" .http "HTTPS_PROXY" .https "NO_PROXY" $direct }}
+{{- if $value }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+- name: {{ lower $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
@@ -70,5 +85,21 @@
 {{- end }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- /* Name resolution and runtime of the agents' pods and of the pod of `helm test`. */ -}}
+{{- define "sealci-agent.podNetwork" -}}
+dnsPolicy: {{ .Values.dnsPolicy }}
+{{- with .Values.dnsConfig }}
+dnsConfig:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.hostAliases }}
+hostAliases:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.runtimeClassName }}
+runtimeClassName: {{ . }}
 {{- end }}
 {{- end -}}

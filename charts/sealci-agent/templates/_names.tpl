@@ -114,6 +114,14 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- end }}
 {{- end -}}
 
+{{- /* Annotations of an object: `commonAnnotations`, and its own, which win. Takes (list . annotations). */ -}}
+{{- define "sealci-agent.annotations" -}}
+{{- with merge (dict) (default dict (index . 1)) (default dict (index . 0).Values.commonAnnotations) }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+{{- end }}
+{{- end -}}
+
 {{- /* Labels of objects that no upgrade may change. They hold no version. */ -}}
 {{- define "sealci-agent.lastingLabels" -}}
 {{ include "sealci-agent.selector" . }}

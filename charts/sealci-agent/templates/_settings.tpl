@@ -34,6 +34,9 @@
 {{- $_ := set $settings.agent "anchor" (include "sealci-agent.anchor" .) -}}
 {{- $_ := set $settings.cluster "namespace" (include "sealci-agent.actionsNamespace" .) -}}
 {{- $_ := set $settings.environment "image" (default (include "sealci-agent.image" .) .Values.environment.image) -}}
+{{- with .Values.proxy -}}
+{{- $_ := set $settings.environment "proxy" (dict "http" .http "https" .https "no_proxy" .noProxy) -}}
+{{- end -}}
 {{- if .Values.actions.serviceAccount.create -}}
 {{- $account := dict "spec" (dict "serviceAccountName" (include "sealci-agent.actionsAccount" .)) -}}
 {{- $_ := set $settings.environment "pod_template" (mergeOverwrite $account $settings.environment.pod_template) -}}

@@ -47,6 +47,10 @@ SET_BY_CHART = frozenset(
         "scheduler.tls.cert_file",
         "scheduler.tls.key_file",
         "scheduler.classic.open",
+        # One value of the chart, `proxy`, sets the proxy of the agents and of the pods of actions.
+        "environment.proxy.http",
+        "environment.proxy.https",
+        "environment.proxy.no_proxy",
     }
 )
 # Settings for which the chart has a better default than the agent. If the value is empty, the chart uses the default
@@ -66,6 +70,8 @@ QUANTITIES = {
     "additionalProperties": {"type": ["string", "number"], "pattern": KUBERNETES_QUANTITY},
 }
 RESOURCES = {"patternProperties": {"^(requests|limits)$": QUANTITIES}}
+# As `agent.settings.outside.ProxyUrl`.
+PROXY = {"pattern": r"^(https?://[^\s/@]+/?)?$"}
 PERCENT = {"minimum": 1, "maximum": 100}
 # Additions to the JSON schema of single values of the chart. The type of a value's default does not imply them.
 NARROWED: dict[str, Schema] = {
@@ -79,16 +85,20 @@ NARROWED: dict[str, Schema] = {
     "demoScheduler.port": {"minimum": 1, "maximum": 65535},
     "demoScheduler.resources": RESOURCES,
     "demoScheduler.resumeGrace": {"pattern": DURATION},
+    "dnsPolicy": {"enum": ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"]},
+    "extraContainers": OBJECTS,
     "extraEnv": OBJECTS,
     "extraEnvFrom": OBJECTS,
     "extraVolumeMounts": OBJECTS,
     "extraVolumes": OBJECTS,
+    "hostAliases": OBJECTS,
     "http.port": {"minimum": 1},
     "scheduler.classic.port": {"minimum": 1},
     "image.digest": {"pattern": "^(sha256:[0-9a-f]{64})?$"},
     "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
     "image.repository": {"minLength": 1},
     "imagePullSecrets": OBJECTS,
+    "initContainers": OBJECTS,
     "keda.maxReplicas": AT_LEAST_ONE,
     "keda.minReplicas": {"minimum": 0},
     "keda.pollingInterval": AT_LEAST_ONE,
@@ -108,7 +118,10 @@ NARROWED: dict[str, Schema] = {
     "prepull.images": STRINGS,
     "prepull.resources": RESOURCES,
     "prometheusRule.enabled": SWITCH,
+    "proxy.http": PROXY,
+    "proxy.https": PROXY,
     "rbac.extraRules": OBJECTS,
+    "revisionHistoryLimit": {"minimum": 0},
     "replicaCount": {"type": ["integer", "null"], "minimum": 0},
     "terminationGracePeriodSeconds": {"type": ["integer", "null"], "minimum": 1},
     "resources": RESOURCES,

@@ -17,6 +17,7 @@
     tag IMAGE NAME  give an image of the cluster another name
     helm            print the path of helm; build helm first if the cache has none
     prometheus      print the folder of prometheus and promtool; unpack Debian's package if none are installed
+    registry        print the path of docker-registry; unpack Debian's package if it is not installed
     browser         print the path of Chromium or Chrome; install Debian's Chromium if there is none
     log-limit SIZE  set the size at which the kubelet rotates a log file (`default` resets it); pods keep running
     NAME stop       stop a component (kubelet, apiserver, containerd, ...) and wait until its process is gone
@@ -134,7 +135,7 @@ def run_program_verb(
     verb: str,
     arguments: list[str],
 ) -> int | None:
-    """Print the path of helm, versitygw, prometheus or a browser. Return the exit code, or None for another verb."""
+    """Print the path of one of the other programs. Return the exit code, or None for another verb."""
     match verb, arguments:
         case "helm", []:
             go_build.build(settings, ["helm"])
@@ -144,6 +145,8 @@ def run_program_verb(
             print(go_build.binary(settings, "versitygw"))
         case "prometheus", []:
             print(debian.prometheus(settings))
+        case "registry", []:
+            print(debian.registry(settings))
         case "browser", []:
             print(debian.browser())
         case _:

@@ -70,8 +70,14 @@ def test_eviction_for_memory(lab: Lab) -> None:
 
 def test_kubectl_drain(lab: Lab) -> None:
     """`kubectl drain` sends SIGTERM to the commands. Whatever their exit code is, the reason is EVICTED."""
-    actions = {"traps": EXITS_WITH_9, "leaves": EXITS_WITH_0}
-    submission = lab.start({name: {"image": BUSYBOX, "commands": [each]} for name, each in actions.items()})
+    # A service that SIGTERM ends with an exit code is not the reason.
+    db = {"container": BUSYBOX, "command": ["sh", "-c", EXITS_WITH_9]}
+    actions: dict[str, dict[str, Any]] = {
+        "traps": {"commands": [EXITS_WITH_9]},
+        "leaves": {"commands": [EXITS_WITH_0]},
+        "served": {"commands": [EXITS_WITH_0], "services": {"db": db}},
+    }
+    submission = lab.start({name: {"image": BUSYBOX, **each} for name, each in actions.items()})
     until_begun(submission, *actions)
     uid = lost_pods.uids(lab, "traps")[0]
     selector = f"--pod-selector=sealci.dev/pool={lab.pool}"

@@ -29,8 +29,8 @@ class Tags(HTMLParser):
 
 def shown(*recent: SessionRow, health: Health | None = None, not_ready: str = "", warm: bool = False) -> Tags:
     health = health or Health(Readiness.READY, slots=4, running=1)
-    stages = (("setup", 2.0), ("commands", 73.0))
-    running = (SessionRow("run/1", 1, "image", "commands", 75.0, stages, environment_class="gpu"),)
+    stages, services = (("setup", 2.0), ("commands", 73.0)), (("db", "ready"), (NASTY, "ended"))
+    running = (SessionRow("run/1", 1, "image", "commands", 75.0, stages, environment_class="gpu", services=services),)
     tags = Tags()
     classes = ("large", "gpu")
     tags.feed(page(Snapshot("1.0", "pool", "pod.nonce", health, not_ready, 3, running, recent, classes, warm)))
@@ -41,7 +41,7 @@ def test_names_and_messages_stay_text() -> None:
     outcome = Outcome(Result.FAILED, Stage.COMMANDS, Reason.COMMAND_FAILED, 3, 1, NASTY)
     tags = shown(SessionRow(NASTY, 2, NASTY, "commands", 3.0, ((NASTY, 1.0),), outcome))
     assert not tags.tags & {"img", "script"}
-    assert tags.text.count(NASTY) == 4
+    assert tags.text.count(NASTY) == 5
     assert "COMMAND_FAILED (exit code 3): " in tags.text
 
 
@@ -56,6 +56,7 @@ def test_the_page_shows_how_the_agent_is() -> None:
         "image · class gpu",
         "large, gpu",
         "setup 2.0 s · commands 1 min 13 s",
+        f"services: db ready · {NASTY} ended",
     ):
         assert part in text
     away = Health(Readiness.DEGRADED, slots=4, cluster_reachable=False, remains=2)

@@ -14,6 +14,7 @@ from agent.aio import cancelled_on_exit
 from agent.cluster import packaging
 from agent.cluster.api.exec import ExecStream
 from agent.cluster.environment.interactive import shell as shell_module
+from agent.cluster.pod.action_order import shell_variables
 from agent.cluster.pod.fields import container_status, is_running
 from agent.cluster.pod.manifest import GO
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from agent.cluster.api.client import Client
     from agent.cluster.api.container_ref import ContainerRef
+    from agent.cluster.environment.context import Context
+    from agent.cluster.pod.manifest import Plan
     from agent.domain.outcome import Outcome
 
 
@@ -88,25 +91,33 @@ class DebugOptions:
             raise upload_failure(error.message) from error
 
     async def open_shell(
-        self, client: Client, pod: Object, outcome: Outcome, target: ContainerRef, workspace: str
+        self, context: Context, plan: Plan, pod: Object, outcome: Outcome, helper: ContainerRef
     ) -> None:
         """Give the terminal to a shell in the workspace of a failed action until the person leaves the shell.
 
-        Without option `shell`, or if the target container does not run, do nothing.
+        The shell runs in the image of the action, or in container `helper` if the cluster does not allow this. Without
+        option `shell`, or if the helper does not run, do nothing.
         """
-        if not self.shell or not is_running(container_status(pod.get("status", {}), target.container)):
+        if not self.shell or not is_running(container_status(pod.get("status", {}), helper.container)):
             return
+        workspace = context.settings.environment.workspace
+        try:
+            variables = shell_variables(plan, context.settings)
+            target = await shell_module.start_like_action(context.client, plan.namespace, plan.name, variables)
+            image = "the image and the variables of the action"
+        except ClusterError as error:
+            target, image = helper, f"the agent's image, not the action's: {error.message}"
         async with self.screen():
-            print(greeting(outcome, target, workspace), flush=True)  # noqa: T201 - the shell owns the terminal
+            print(greeting(outcome, target, workspace, image), flush=True)  # noqa: T201 - the shell owns the terminal
             try:
-                await shell_module.run_shell(client, target, workspace)
+                await shell_module.run_shell(context.client, target, workspace)
             except ClusterError as error:
                 print(f"the shell ended: {error.message}", flush=True)  # noqa: T201 - as above
 
 
-def greeting(outcome: Outcome, target: ContainerRef, workspace: str) -> str:
-    """Return the lines above the first prompt: why the action failed, and where the shell runs."""
-    place = f"{target.namespace}/{target.pod}, container {target.container} (the agent's image)"
+def greeting(outcome: Outcome, target: ContainerRef, workspace: str, image: str) -> str:
+    """Return the lines above the first prompt: why the action failed, and where the shell runs. `image` is a text."""
+    place = f"{target.namespace}/{target.pod}, container {target.container} ({image})"
     return f"✘ {outcome.message}\n  A shell in {workspace} of {place}. After `exit` the agent cleans up."
 
 

@@ -1,7 +1,8 @@
 """An interactive shell in a container, on the terminal of this process.
 
 A shell stays open until the person ends it. Meanwhile the terminal is in raw mode, so the shell receives Ctrl-C and not
-the agent.
+the agent. After a failure, container `action` has ended. Then an ephemeral container with the same image, variables and
+volumes takes its place. It ends with the pod.
 """
 
 from __future__ import annotations
@@ -17,18 +18,93 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from agent.aio import cancelled_on_exit
+from agent.cluster.api.client import STRATEGIC_PATCH
+from agent.cluster.api.container_ref import ContainerRef
 from agent.cluster.api.exec import ExecStream
+from agent.cluster.pod.action_order import ACTION
+from agent.cluster.supervisor.command import ORDER_FOLDER
+from agent.domain.errors import ClusterError
 from agent.domain.paths import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.cluster.api.client import Client
-    from agent.cluster.api.container_ref import ContainerRef
+    from agent.domain.json import Object
 
 # Seconds until the agent closes a shell that is still open.
 MAX_SECONDS = 24 * 3600.0
-SHELL = 'cd "$1"; export TERM="$2" PS1="\\w \\$ "; command -v bash >/dev/null && exec bash --norc -i; exec sh -i'
+# Every shell expands the variable in its prompt. Only bash knows `\w`.
+SHELL = 'cd "$1"; export TERM="$2" PS1=\'$PWD $ \'; command -v bash >/dev/null && exec bash --norc -i; exec sh -i'
+
+# Name of the ephemeral container.
+SHELL_CONTAINER = "shell"
+# Keeps the ephemeral container running until the pod is deleted: no input ever arrives.
+WAIT = "trap 'exit 0' TERM; read -r _"
+# Fields of container `action` that the ephemeral container has too.
+SAME_FIELDS = ("image", "env", "envFrom", "securityContext", "workingDir")
+# Seconds until the ephemeral container must run. The node has its image already.
+START_SECONDS = 20.0
+# Seconds between two looks at the ephemeral container.
+START_POLL_SECONDS = 0.2
+# Why a container waits that has not failed.
+STARTING = ("", "ContainerCreating", "PodInitializing")
+
+
+def shell_container(pod: Object, variables: list[Object]) -> Object:
+    """Return an ephemeral container that is like container `action` of the pod. `variables` are added to its own."""
+    action = next(each for each in pod["spec"]["containers"] if each["name"] == ACTION)
+    same = {name: action[name] for name in SAME_FIELDS if name in action}
+    return same | {
+        "name": SHELL_CONTAINER,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["/bin/sh", "-c", WAIT],
+        "stdin": True,
+        "env": [*action.get("env", ()), *variables],
+        # Kubernetes allows no `subPath` here. The order's volume is of no use after the commands.
+        "volumeMounts": [
+            mount
+            for mount in action.get("volumeMounts", ())
+            if mount["mountPath"] != ORDER_FOLDER and not mount.keys() & {"subPath", "subPathExpr"}
+        ],
+    }
+
+
+async def start_like_action(client: Client, namespace: str, name: str, variables: list[Object]) -> ContainerRef:
+    """Start an ephemeral container like container `action` of the pod `name`. Return its address when it runs.
+
+    Raises:
+        ClusterError: the API server refuses the container, or the container does not run in time.
+    """
+    path = f"/api/v1/namespaces/{namespace}/pods/{name}"
+    # The watch keeps only a small part of each pod.
+    pod = await client.request("get", "pods", path)
+    body: Object = {"spec": {"ephemeralContainers": [shell_container(pod, variables)]}}
+    await client.request(
+        "patch", "pods/ephemeralcontainers", f"{path}/ephemeralcontainers", body=body, patch=STRATEGIC_PATCH
+    )
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            while not runs(await client.request("get", "pods", path)):  # noqa: ASYNC110 - the API server is asked again
+                await asyncio.sleep(START_POLL_SECONDS)
+    except TimeoutError as error:
+        raise ClusterError(f"container {SHELL_CONTAINER} did not start in {START_SECONDS:g} s") from error
+    return ContainerRef(namespace, name, SHELL_CONTAINER)
+
+
+def runs(pod: Object) -> bool:
+    """Return whether the ephemeral container of the pod runs.
+
+    Raises:
+        ClusterError: the container has failed.
+    """
+    statuses = pod.get("status", {}).get("ephemeralContainerStatuses", ())
+    state: Object = next((each.get("state", {}) for each in statuses if each["name"] == SHELL_CONTAINER), {})
+    failure = state.get("terminated") or state.get("waiting") or {}
+    reason = failure.get("reason", "")
+    if "terminated" in state or reason not in STARTING:
+        raise ClusterError(f"container {SHELL_CONTAINER}: {reason}: {failure.get('message', '')}".rstrip(": "))
+    return "running" in state
 
 
 async def run_shell(client: Client, target: ContainerRef, folder: str) -> int:

@@ -107,6 +107,12 @@ def prometheus(settings: Settings) -> Path:
     return unpack(settings, "prometheus") / "usr" / "bin"
 
 
+def registry(settings: Settings) -> Path:
+    """Return the path of docker-registry: the installed program, or else that of Debian's package, unpacked."""
+    found = shutil.which("docker-registry")
+    return Path(found) if found is not None else unpack(settings, "docker-registry") / "usr" / "bin" / "docker-registry"
+
+
 def browser() -> str:
     """Return the path of an installed Chromium or Chrome. Install Debian's Chromium if there is neither."""
     names = ("chromium", "google-chrome")

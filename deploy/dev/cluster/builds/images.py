@@ -30,7 +30,9 @@ COREDNS = "localhost/sealci-coredns:1"
 # Number of archives of one image that stay in the cache. Clones of the repository with different contents share the
 # cache.
 KEEP_ARCHIVES = 8
-TEST_IMAGES = ("debian", "bash", "busybox", "slim", "notar", "nosh", "nonroot", "wrongarch", "postgres", "redis")
+TEST_IMAGES = (
+    "debian", "bash", "busybox", "slim", "notar", "nosh", "nonroot", "wrongarch", "postgres", "redis", "buildah",
+)  # fmt: skip
 # Those of `TEST_IMAGES` in which the demo runs its actions.
 DEMO_IMAGES = ("debian",)
 

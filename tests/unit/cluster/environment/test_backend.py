@@ -18,7 +18,7 @@ from agent.cluster.environment.environment import PodEnvironment
 from agent.cluster.environment.watch import PodWatch
 from agent.cluster.pod.labels import SESSION
 from agent.cluster.requests import create_pod
-from agent.domain.actions import Action, Key
+from agent.domain.actions import Action, Key, Resources, Service
 from agent.domain.errors import ActionFailed, Reason
 from agent.domain.observations import Exited, Lost, Observation, Running, SetupFailed, Waiting
 from agent.settings import Settings
@@ -190,6 +190,19 @@ async def test_a_refused_pod_fails_the_set_up_with_the_message_of_the_api_server
         assert message in failed.value.log
         await environment.remove()
         assert api.requests_for("delete") == []
+
+
+async def test_a_pod_that_finds_no_room_is_reported_with_what_its_services_request(api: FakeApi) -> None:
+    async with backend_on(api) as backend:
+        db = Service("db", "postgres", resources=Resources("2", "1Gi"))
+        services = backend.environment(replace(ACTION, services=(db, Service("queue", "redis")))).services
+        more = "2 services add cpu 2100m and memory 1280Mi to the request of the pod; the largest is db with cpu 2 and "
+        for reason in (Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED):
+            seen = services.with_states(None, SetupFailed(reason, "no room"), 0.0)
+            assert seen == SetupFailed(reason, f"no room; {more}memory 1Gi")
+            assert services.explain(reason, "no room") == f"no room; {more}memory 1Gi"
+        assert services.explain(Reason.IMAGE_PULL_FAILED, "no image") == "no image"
+        assert backend.environment(ACTION).services.explain(Reason.UNSCHEDULABLE, "no room") == "no room"
 
 
 async def test_remove_finds_and_deletes_the_pod_of_an_unanswered_create_request(api: FakeApi) -> None:

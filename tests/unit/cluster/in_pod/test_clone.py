@@ -91,6 +91,28 @@ def test_a_clone_has_a_time_limit(origin: Path, workspace: Path) -> None:
     assert (code, message) == (1, f"file://{origin}: not done within 0.0001 s")
 
 
+def test_the_installer_s_git_configuration_names_a_mirror(origin: Path, workspace: Path) -> None:
+    mirror = f'[url "file://{origin}"]\n\tinsteadOf = https://git.example.org/r\n'
+    code, output, _ = run("https://git.example.org/r", workspace, git_config=mirror, schemes=["https", "file"])
+    assert code == 0, output
+    assert (workspace / "file").exists()
+
+
+def test_git_trusts_the_installer_s_certificates_and_those_of_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = tmp_path / "known.crt"
+    monkeypatch.setattr(clones, "SYSTEM_CERTIFICATES", known)
+    monkeypatch.delenv("GIT_SSL_CAINFO", raising=False)
+    order = {"schemes": ["https"], "credentials": "", "url": "https://git.example.org/r"}
+    assert "GIT_SSL_CAINFO" not in clones.environment(order, tmp_path)
+    bundle = Path(clones.environment(order | {"git_ca": "own"}, tmp_path)["GIT_SSL_CAINFO"])
+    assert bundle.read_text().split() == ["own"]
+    known.write_text("known")
+    clones.environment(order | {"git_ca": "own"}, tmp_path)
+    assert bundle.read_text().split() == ["known", "own"]
+
+
 # ---- input that the clone program refuses before it runs git
 
 

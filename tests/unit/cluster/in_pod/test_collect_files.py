@@ -5,6 +5,7 @@ The tests run the collector's packed code in a separate Python process, on real 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import signal
@@ -14,6 +15,7 @@ import time
 
 import pytest
 
+from agent.cluster.artifacts import collect
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.in_pod.files import collect_files
 from agent.domain.actions import ArtifactRules
@@ -242,8 +244,15 @@ def test_a_closed_pipe_ends_the_collector(place: Place) -> None:
 
 
 def test_a_collector_whose_output_is_not_read_ends_itself(place: Place) -> None:
-    globs = tuple(f"{index:0>100}" for index in range(1000))
-    seconds = 1 - collect_files.ALARM_SECONDS
+    """The collector reports more globs without a file than the smallest pipe can hold."""
+    globs = tuple(f"{index:0>100}" for index in range(100))
+    # The collector gets a part of these seconds, and kills itself three seconds after its start.
+    seconds = (3 - collect_files.ALARM_SECONDS) / (1 - collect.MARGIN)
     command = place.command(ArtifactRules(globs), ArchiveLimits(9, 9, 9, seconds))
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    read, write = os.pipe()
+    size = fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1)
+    with subprocess.Popen(command, stdout=write) as process:
         assert process.wait(30) == -signal.SIGALRM
+    assert len(os.read(read, 2 * size)) == size, "the pipe was not full"
+    os.close(read)
+    os.close(write)

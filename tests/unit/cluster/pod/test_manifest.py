@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from agent.cluster.pod import action_order, labels, manifest
 from agent.cluster.pod.manifest import Plan
@@ -17,6 +19,7 @@ from agent.domain.json import Object
 from agent.domain.references.secret_name import checked_secret_name
 from agent.settings import Settings, settings_of_class
 
+CHART = Path(__file__).parents[4] / "charts" / "sealci-agent"
 SETTINGS = Settings()
 RESTRICTED = Settings.model_validate({"environment": {"profile": "restricted"}})
 ACTION = Action(
@@ -56,11 +59,11 @@ def test_properties_of_every_pod(settings: Settings, plan: Plan) -> None:
     assert spec["restartPolicy"] == "Never"
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
-    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert isinstance(spec["activeDeadlineSeconds"], int)
     volumes = {each["name"] for each in spec["volumes"]}
     for each in containers(pod).values():
         assert each["securityContext"]["allowPrivilegeEscalation"] is False
+        assert each["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert "privileged" not in each["securityContext"]
         assert {mount["name"] for mount in each["volumeMounts"]} <= volumes
         assert sum(len(argument) for argument in each["command"]) < 1 << 20
@@ -209,6 +212,8 @@ def test_the_clone_gets_an_order_and_its_credentials_as_files() -> None:
         "credentials": "/etc/sealci/credentials",
         "secret": "deploy",
         "timeout": 600.0,
+        "git_config": "",
+        "git_ca": "",
     }
     assert {"name": "credentials", "mountPath": "/etc/sealci/credentials"} in clone["volumeMounts"]
     action = containers(pod)["action"]
@@ -281,7 +286,11 @@ def test_the_profiles() -> None:
         (True, 65532, 65532, 65532)
     )
     for each in containers(restricted).values():
-        assert each["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert each["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "seccompProfile": {"type": "RuntimeDefault"},
+            "capabilities": {"drop": ["ALL"]},
+        }
     home = order_of(restricted)["env"]["HOME"]
     assert home in {mount["mountPath"] for mount in containers(restricted)["action"]["volumeMounts"]}
 
@@ -338,6 +347,51 @@ def test_the_installers_template_is_merged_over_the_pod() -> None:
     assert list(containers(pod)) == ["helper", "action"]
     mounts = [mount["mountPath"] for mount in containers(pod)["action"]["volumeMounts"]]
     assert mounts == ["/workspace", "/.sealci", "/cache"]
+
+
+def test_a_template_puts_the_workspace_on_a_claim() -> None:
+    claim = {"volumeClaimTemplate": {"spec": {"resources": {"requests": {"storage": "100Gi"}}}}}
+    template = {"spec": {"volumes": [{"name": "workspace", "emptyDir": None, "ephemeral": claim}]}}
+    pod = manifest.pod(PLAN, Settings.model_validate({"environment": {"pod_template": template}}))
+    assert pod["spec"]["volumes"][0] == {"name": "workspace", "ephemeral": claim}
+
+
+def test_only_the_commands_of_a_class_that_builds_images_have_no_seccomp_profile() -> None:
+    values = yaml.safe_load((CHART / "ci" / "classes-values.yaml").read_text("utf-8"))
+    settings = Settings.model_validate({"environment": values["environment"]})
+    plan = replace(CLONING, action=replace(CLONING.action, environment_class="image-build"))
+    pod = manifest.pod(plan, settings_of_class(settings, "image-build"))
+    found = {name: each["securityContext"].get("seccompProfile") for name, each in containers(pod).items()}
+    default = {"type": "RuntimeDefault"}
+    assert found == {"repository": default, "helper": default, "action": None}
+    assert pod["spec"]["hostUsers"] is False
+    assert {mount["mountPath"] for mount in containers(pod)["action"]["volumeMounts"]} >= {"/var/lib/containers"}
+
+
+def test_pull_secrets_belong_to_the_pod_and_a_template_adds_more() -> None:
+    template = {"spec": {"imagePullSecrets": [{"name": "second"}]}}
+    settings = {"environment": {"image_pull_secrets": ["first"], "pod_template": template}}
+    pod = manifest.pod(PLAN, Settings.model_validate(settings))
+    assert pod["spec"]["imagePullSecrets"] == [{"name": "first"}, {"name": "second"}]
+    assert "imagePullSecrets" not in manifest.pod(PLAN, SETTINGS)["spec"]
+
+
+def test_clones_and_commands_use_the_proxy_and_an_action_may_set_another() -> None:
+    proxy = {"https": "http://proxy.example.org:3128", "no_proxy": ".svc"}
+    settings = Settings.model_validate({"environment": {"proxy": proxy}})
+    action = replace(CLONING.action, env={"https_proxy": "http://mine:1"})
+    pod = manifest.pod(replace(CLONING, action=action), settings)
+    expected = {"HTTPS_PROXY": proxy["https"], "https_proxy": proxy["https"], "NO_PROXY": ".svc", "no_proxy": ".svc"}
+    assert environment(containers(pod)["repository"]).items() >= expected.items()
+    assert order_of(pod)["env"].items() >= (expected | {"https_proxy": "http://mine:1"}).items()
+    assert "http_proxy" not in order_of(pod)["env"]
+
+
+def test_the_clone_gets_the_installer_s_git_settings_and_certificates() -> None:
+    texts = {"git_config": "[http]\n", "git_ca": "-----BEGIN CERTIFICATE-----\n"}
+    pod = manifest.pod(CLONING, Settings.model_validate({"environment": texts}))
+    order = json.loads(expand(containers(pod)["repository"]["command"][-1]))
+    assert {name: order[name] for name in texts} == texts
 
 
 def test_the_pod_is_the_only_owner_of_the_secret() -> None:
