@@ -110,15 +110,15 @@ LATER_FIELD = b"\xc2\x3e\x01x"  # the field 1000 of a later version, a text of o
 
 
 @pytest.mark.parametrize(
-    ("most", "features", "later", "message"),
+    ("most", "later", "message"),
     [
-        (0, [], b"", "services: 1 are too many; at most 0 (setting services.max)"),
-        (5, ["services"], LATER_FIELD, "field number 1000: a field that this version of the agent does not know"),
+        (0, b"", "services: 1 are too many; at most 0 (setting services.max)"),
+        (5, LATER_FIELD, "field number 1000: a field that this version of the agent does not know"),
     ],
     ids=["services without the feature", "a field of a later version"],
 )
 async def test_an_agent_refuses_what_it_cannot_serve_instead_of_running_the_commands_alone(
-    tmp_path: Path, most: int, features: list[str], later: bytes, message: str
+    tmp_path: Path, most: int, later: bytes, message: str
 ) -> None:
     """The scheduler names no feature, as one of the version before services, and does not look at the agent's."""
     world = World(tmp_path)
@@ -126,7 +126,7 @@ async def test_an_agent_refuses_what_it_cannot_serve_instead_of_running_the_comm
         await world.ready()
         register = world.scheduler.peer.register
         assert register is not None
-        assert list(register.features) == features
+        assert ("services" in register.features) == (most > 0)
         action = translate.action_message(replace(ACTION, services=(Service("db", "postgres"),)))
         action.MergeFromString(later)
         world.scheduler.peer.send(action=action)
