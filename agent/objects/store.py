@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 GRANT_SECONDS = 900
 # Seconds until a request of the agent's own fails.
 REQUEST_SECONDS = 30.0
+# Seconds until the request that joins the parts of an upload fails. A store may copy all bytes for it.
+COMPLETE_SECONDS = 600.0
 # Maximum number of bytes of an answer that is read.
 MAX_ANSWER = 256 << 10
 CHECKSUM = "x-amz-checksum-sha256"
@@ -144,8 +146,9 @@ class ObjectStore:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
+        seconds: float = REQUEST_SECONDS,
     ) -> tuple[Mapping[str, str], bytes]:
-        """Send a request and return the headers and the body of the answer.
+        """Send a request and return the headers and the body of the answer, which comes within `seconds`.
 
         Raises:
             StoreError: the store does not answer, or refuses the request.
@@ -153,7 +156,7 @@ class ObjectStore:
         url = self.sign(await self.credentials(), method, key, headers=headers, query=query)
         what = f"{method} {self.uri(key)}"
         try:
-            timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+            timeout = aiohttp.ClientTimeout(total=seconds)
             target = URL(url, encoded=True)
             async with (
                 self.session() as http,
@@ -164,7 +167,7 @@ class ObjectStore:
                 found = await read_answer(answer.content, MAX_ANSWER)
                 status, fields = answer.status, dict(answer.headers)
         except TimeoutError as error:
-            raise StoreError(f"{what}: no answer within {REQUEST_SECONDS:g} s", retryable=True) from error
+            raise StoreError(f"{what}: no answer within {seconds:g} s", retryable=True) from error
         except (aiohttp.ClientError, OSError) as error:
             raise StoreError(f"{what}: {error}", retryable=True) from error
         # An upload can fail after its status was sent. The body then has an error.
@@ -188,7 +191,8 @@ class ObjectStore:
             for number, (etag, sha256) in enumerate(parts, 1)
         )
         body = f"<CompleteMultipartUpload>{rows}</CompleteMultipartUpload>".encode()
-        _, answer = await self.request("POST", key, query={"uploadId": upload}, body=body)
+        query = {"uploadId": upload}
+        _, answer = await self.request("POST", key, query=query, body=body, seconds=COMPLETE_SECONDS)
         return xml_field(answer, "ETag").strip('"')
 
     async def abort_upload(self, key: str, upload: str) -> None:

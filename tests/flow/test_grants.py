@@ -49,7 +49,7 @@ class Direct:
     def __init__(self, agent: FakeAgent) -> None:
         self.agent = agent
 
-    async def request(self, call: Any) -> Any:
+    async def request(self, call: Any, seconds: float) -> Any:
         return await call(self.agent.stub, self.agent.metadata)
 
 

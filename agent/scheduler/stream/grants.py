@@ -14,7 +14,7 @@ from grpc import aio
 from agent.domain.errors import SchedulerError
 from agent.objects.errors import StoreError
 from agent.objects.grants import MAX_BATCH, StoredName
-from agent.objects.store import read_ca
+from agent.objects.store import COMPLETE_SECONDS, REQUEST_SECONDS, read_ca
 from agent.protocol.wire import agent_pb2 as wire
 
 if TYPE_CHECKING:
@@ -74,13 +74,17 @@ class SchedulerIssuer:
         request = wire.CompleteRequest(
             action_id=key.action_id, attempt=key.attempt, claim=key.claim, agent_id=self.agent_id, objects=objects
         )
-        reply = await self.call(lambda stub, metadata: stub.CompleteObjects(request, metadata=metadata))
+        reply = await self.call(
+            lambda stub, metadata: stub.CompleteObjects(request, metadata=metadata), COMPLETE_SECONDS
+        )
         if len(reply.etags) != len(objects):
             raise StoreError("the scheduler did not complete what was asked")
         return list(reply.etags)
 
-    async def call(self, call: Callable[[SchedulerAsyncStub, Metadata], Awaitable[Reply]]) -> Reply:
-        """Make a call and return its answer.
+    async def call(
+        self, call: Callable[[SchedulerAsyncStub, Metadata], Awaitable[Reply]], seconds: float = REQUEST_SECONDS
+    ) -> Reply:
+        """Make a call and return its answer, which comes within `seconds`.
 
         Raises:
             StoreError: the scheduler refuses the call, or cannot reach the store.
@@ -89,7 +93,7 @@ class SchedulerIssuer:
         if self.connection is None:
             raise SchedulerError("there is no connection over which URLs are signed")
         try:
-            return await self.connection.request(call)
+            return await self.connection.request(call, seconds)
         except aio.AioRpcError as error:
             text = f"the scheduler did not sign requests for the object store: {error.code().name}: {error.details()}"
             raise StoreError(text, retryable=error.code() in RETRYABLE) from error
