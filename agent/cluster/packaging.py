@@ -29,6 +29,7 @@ from agent.cluster.in_pod import (
 )
 from agent.cluster.in_pod.files import (
     cache_archive,
+    cache_hash,
     caches,
     collect_files,
     downloads,
@@ -95,7 +96,7 @@ def receive_inputs_program() -> tuple[str, ...]:
 @cache
 def caches_program() -> tuple[str, ...]:
     """Return the command that restores or saves caches, without the arguments that `caches.main` takes."""
-    files = (store_client, downloads, errand_lock, collect_files, send_objects, cache_archive, caches)
+    files = (store_client, downloads, errand_lock, collect_files, send_objects, cache_hash, cache_archive, caches)
     return (*PYTHON, one_liner(workspace, glob, *files))
 
 

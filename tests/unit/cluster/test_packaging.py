@@ -26,6 +26,7 @@ from agent.cluster.in_pod import (
 )
 from agent.cluster.in_pod.files import (
     cache_archive,
+    cache_hash,
     caches,
     collect_files,
     downloads,
@@ -46,7 +47,7 @@ PACKED = {
     "receive_inputs": [workspace, store_client, downloads, errand_lock, receive_inputs],
     "caches": [
         *(workspace, glob, store_client, downloads, errand_lock),
-        *(collect_files, send_objects, cache_archive, caches),
+        *(collect_files, send_objects, cache_hash, cache_archive, caches),
     ],
     "read_log": [order, read_log],
 }

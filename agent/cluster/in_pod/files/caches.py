@@ -17,7 +17,8 @@ import os
 import signal
 import sys
 
-from agent.cluster.in_pod.files.cache_archive import CacheFault, hash_files, pack, unpack
+from agent.cluster.in_pod.files.cache_archive import pack, unpack
+from agent.cluster.in_pod.files.cache_hash import CacheFault, hash_files
 from agent.cluster.in_pod.files.collect_files import Output
 from agent.cluster.in_pod.files.downloads import Downloads, Refused
 from agent.cluster.in_pod.files.errand_lock import DONE, LOCK, Lock, read_user, remove_folder

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.in_pod.files import cache_archive
-from agent.cluster.in_pod.files.cache_archive import CacheFault, hash_files, pack, unpack
+from agent.cluster.in_pod.files import cache_archive, cache_hash
+from agent.cluster.in_pod.files.cache_archive import pack, unpack
+from agent.cluster.in_pod.files.cache_hash import CacheFault, hash_files
 
 LIMIT = 1 << 20
 ODD = os.fsdecode(b"\xff \n'")
@@ -189,6 +190,6 @@ def test_a_hash_depends_on_paths_content_and_links(tmp_path: Path, monkeypatch: 
     assert len(hashes) == 5
     with pytest.raises(CacheFault, match="no file of the workspace matches go"):
         hash_files(str(one), ["go"])
-    monkeypatch.setattr(cache_archive, "MAX_HASHED_BYTES", 1)
+    monkeypatch.setattr(cache_hash, "MAX_HASHED_BYTES", 1)
     with pytest.raises(CacheFault, match="more than 1 bytes"):
         hash_files(str(one), ["**/*.lock"])
