@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# The signals that must not arrive while an event loop is under construction.
+# The signals that must not interrupt the construction of an event loop.
 DELAYED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -29,21 +29,38 @@ def run_in_event_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run the coroutine that `main` returns to its end in a new event loop, and return its result.
 
     A KeyboardInterrupt in the middle of the construction of an event loop leaves an incomplete loop, and Python reports
-    this loop with a traceback. Signals are therefore delayed until the coroutine runs.
+    this loop with a traceback. The handlers of signals are therefore called after the construction.
 
     Raises:
         KeyboardInterrupt: SIGINT arrived. The coroutine was cancelled and has ended.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, DELAYED_SIGNALS)
+    runner = asyncio.Runner()
+    with delayed_signals() as arrived:
+        runner.get_loop()
+    with runner:
+        for number in arrived:
+            signal.raise_signal(number)
+        coroutine = main()
+        try:
+            return runner.run(coroutine)
+        finally:
+            # Does nothing, unless a signal arrived before the coroutine began.
+            coroutine.close()
 
-    async def deliver_signals_and_run() -> T:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return await main()
 
+@contextmanager
+def delayed_signals() -> Iterator[list[int]]:
+    """Call no handler of Python for the signals that arrive in the block. Yield the list of these signals."""
+    arrived: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in DELAYED_SIGNALS}
+    python_handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in python_handlers:
+        signal.signal(number, lambda number, _: arrived.append(number))
     try:
-        return asyncio.run(deliver_signals_and_run())
+        yield arrived
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in python_handlers.items():
+            signal.signal(number, handler)
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any], ignore_errors: bool = False) -> None:

@@ -140,4 +140,4 @@ def test_an_interruption_waits_for_the_construction_of_the_event_loop(monkeypatc
     with pytest.raises(KeyboardInterrupt):
         run_in_event_loop(lambda: asyncio.sleep(60))
     assert [loop.is_closed() for loop in loops] == [True]
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
