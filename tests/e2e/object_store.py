@@ -9,6 +9,8 @@ import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from deploy.demo.source import free_port, wait_until_listening
 from tests.e2e import kube
 
@@ -30,7 +32,7 @@ class Store:
         self.log = folder / "versitygw.log"
         self.address = kube.provider("address")
         self.port = free_port(self.address)
-        self.secret = secrets.token_hex(16)
+        self.secret, self.sign_key = secrets.token_hex(16), secrets.token_hex(32)
         self.credentials = folder / "credentials"
         self.credentials.write_text(f"[default]\naws_access_key_id = tests\naws_secret_access_key = {self.secret}\n")
         self.process: subprocess.Popen[bytes] | None = None
@@ -44,6 +46,17 @@ class Store:
             "bucket": BUCKET,
             "path_style": True,
             "credentials_file": str(self.credentials),
+        }
+
+    def cache_options(self, folder: Path) -> dict[str, Any]:
+        """Return the options of `open_lab` for agents with caches in this store, and for their scheduler."""
+        config, key = folder / "objects.yaml", folder / "sign-key"
+        config.write_text(yaml.safe_dump({"objects": self.settings}))
+        key.write_text(self.sign_key)
+        return {
+            "scheduler_options": ("--objects", str(config)),
+            "objects": self.settings,
+            "caches": {"store": "objects", "sign_key_file": str(key)},
         }
 
     def start(self) -> None:

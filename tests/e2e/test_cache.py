@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 
 from agent.domain.actions import Repository
 from agent.pipeline.cache_keys import cache_scope
@@ -40,16 +39,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def cached_lab(namespace: str, store: Store, tmp_path: Path) -> Iterator[Lab]:
-    config, key = tmp_path / "objects.yaml", tmp_path / "sign-key"
-    config.write_text(yaml.safe_dump({"objects": store.settings}))
-    key.write_text("0123456789abcdef" * 4)
-    settings: dict[str, Any] = {
-        "objects": store.settings,
-        "caches": {"store": "objects", "sign_key_file": str(key)},
-        "policy": {"repository_schemes": ["git"]},
-    }
-    with open_lab(namespace, tmp_path, scheduler_options=("--objects", str(config)), **settings) as lab:
-        lab.secret_values += [store.secret, key.read_text()]
+    options = store.cache_options(tmp_path)
+    with open_lab(namespace, tmp_path, policy={"repository_schemes": ["git"]}, **options) as lab:
+        lab.secret_values += [store.secret, store.sign_key]
         lab.agent()
         yield lab
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e import kube
 from tests.e2e.lab import BASH, BUSYBOX, DEBIAN, Lab, open_lab, until
+from tests.e2e.object_store import object_store
 from tests.e2e.repository import repository
 
 if TYPE_CHECKING:
@@ -146,13 +148,14 @@ def test_alerts_and_dashboard_use_existing_metrics() -> None:
 
 
 def busy(lab: Lab, folder: Path) -> None:
-    """Run one action of each kind: an action with a clone, a success, one in a warm pod, a failure, and a lost pod."""
+    """Run actions with a clone, with a cache, in a warm pod, with a failure, and with a lost pod."""
+    kept = {"cache": [{"key": "kept", "paths": ["kept"]}]}
     with repository(folder) as url:
         reports = lab.run(
             {
                 "cloned": {"image": DEBIAN, "commands": ["cat file", "echo x > made"], "repo": {"url": url}},
                 "failing": {"image": BUSYBOX, "commands": ["exit 3"]},
-                "written": {"image": BUSYBOX, "commands": ["seq 20000", "echo x > made"]},
+                "written": {"image": BUSYBOX, "commands": ["seq 20000", "echo x > made", "echo x > kept"], **kept},
                 "warm": {"image": BASH, "commands": ["echo x > made"]},
             }
         )
@@ -167,8 +170,14 @@ def busy(lab: Lab, folder: Path) -> None:
 @pytest.fixture
 def scraped(namespace: str, tmp_path: Path) -> Iterator[tuple[Lab, Prometheus]]:
     """Yield a lab with two agents of two slots, each with a warm pod, and a Prometheus that scrapes them."""
-    warm = {"pools": [{"image": BASH}]}
-    with open_lab(namespace, tmp_path, policy={"repository_schemes": ["git"]}, agent={"slots": 2}, warm=warm) as lab:
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(object_store(tmp_path))
+        settings = {
+            "policy": {"repository_schemes": ["git"]},
+            "agent": {"slots": 2},
+            "warm": {"pools": [{"image": BASH}]},
+        }
+        lab = stack.enter_context(open_lab(namespace, tmp_path, **settings, **store.cache_options(tmp_path)))
         agents = [lab.agent(), lab.agent()]
         for agent in agents:
             until(lambda: 'sealci_agent_warm_pods{state="idle"} 1.0' in agent.get("/metrics")[1], "no warm pod", 90)  # noqa: B023

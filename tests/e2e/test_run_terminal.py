@@ -253,12 +253,17 @@ def test_a_failure_opens_a_shell(terminals: TerminalRuns) -> None:
     assert "✘ a: command 1 failed with exit code 5" in shown
 
 
-def test_watch_runs_again_when_the_file_changes(terminals: TerminalRuns) -> None:
-    screen = terminals.run({"a": {"commands": ["echo first"]}}, "--watch")
+def test_watch_runs_again_when_the_file_or_the_tree_changes(terminals: TerminalRuns, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "word").write_text("first\n")
+    screen = terminals.run({"a": {"commands": ["cat word"]}}, "--watch", "--repo", str(tree))
     screen.until("first", "watching", timeout=90)
     terminals.file.write_text("name: [broken")
     screen.until("is not valid YAML")
-    terminals.write({"a": {"commands": ["echo second"]}})
+    terminals.write({"a": {"commands": ["cat word; echo mended"]}})
+    screen.until("mended", "succeeded", "watching", timeout=90)
+    (tree / "word").write_text("second\n")
     screen.until("second", "succeeded", timeout=90)
     screen.type("\x03")
     assert screen.finish()[0] == 130
