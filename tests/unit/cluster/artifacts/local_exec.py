@@ -29,8 +29,15 @@ class LocalExec:
 
     async def __aexit__(self, *_: object) -> None:
         if self.process.returncode is None:
-            self.process.kill()
-            await self.process.wait()
+            # A program of a pod removes its temporary files when its agent goes away.
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+            try:
+                async with asyncio.timeout(10):
+                    await self.process.wait()
+            except TimeoutError:
+                self.process.kill()
+                await self.process.wait()
 
     async def send(self, data: bytes) -> None:
         assert self.process.stdin is not None
