@@ -124,13 +124,13 @@ class Observer:
             spec, text = pod["spec"], json.dumps(pod)
             assert spec["automountServiceAccountToken"] is False
             assert spec["activeDeadlineSeconds"] > 0
-            assert "seccompProfile" not in spec["securityContext"]
             builds_images = pod["metadata"]["labels"].get("sealci.dev/class") == IMAGE_BUILD
             for container in [*spec["containers"], *spec.get("initContainers", ())]:
                 security = container["securityContext"]
                 assert security["allowPrivilegeEscalation"] is False
                 unconfined = builds_images and container["name"] == "action"
-                assert security.get("seccompProfile") == (None if unconfined else {"type": "RuntimeDefault"})
+                profile = security.get("seccompProfile") or spec["securityContext"].get("seccompProfile")
+                assert profile == (None if unconfined else {"type": "RuntimeDefault"})
                 capabilities = security.get("capabilities", {})
                 if container["name"] not in ("helper", "repository"):
                     assert not capabilities.get("add")

@@ -208,10 +208,12 @@ def deadline(plan: Plan, settings: Settings) -> int:
 
 
 def pod_security_context(settings: Settings) -> Object:
-    if settings.environment.profile != "restricted":
-        return {}
-    user = settings.environment.user
-    return {"runAsNonRoot": True, "runAsUser": user, "runAsGroup": user, "fsGroup": user}
+    # The profile of the pod holds for containers that a template or an admission webhook adds.
+    security: Object = {"seccompProfile": {"type": "RuntimeDefault"}}
+    if settings.environment.profile == "restricted":
+        user = settings.environment.user
+        security |= {"runAsNonRoot": True, "runAsUser": user, "runAsGroup": user, "fsGroup": user}
+    return security
 
 
 def container_security_context(settings: Settings, *, user: int | None = None) -> Object:
@@ -219,7 +221,7 @@ def container_security_context(settings: Settings, *, user: int | None = None) -
 
     `user` is the user and group id of one of the agent's own containers. Only profile `baseline` sets it.
     """
-    # The pod itself has no seccomp profile, so that a template can change the profile of one container.
+    # A template can remove the pod's profile and that of container `action`. The agent's containers keep theirs.
     security: Object = {"allowPrivilegeEscalation": False, "seccompProfile": {"type": "RuntimeDefault"}}
     if settings.environment.profile == "restricted":
         return security | {"capabilities": {"drop": ["ALL"]}}

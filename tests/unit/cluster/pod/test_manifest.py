@@ -59,6 +59,8 @@ def test_properties_of_every_pod(settings: Settings, plan: Plan) -> None:
     assert spec["restartPolicy"] == "Never"
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
+    # This profile holds for containers that an admission webhook adds.
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert isinstance(spec["activeDeadlineSeconds"], int)
     volumes = {each["name"] for each in spec["volumes"]}
     for each in containers(pod).values():
@@ -365,6 +367,7 @@ def test_only_the_commands_of_a_class_that_builds_images_have_no_seccomp_profile
     default = {"type": "RuntimeDefault"}
     assert found == {"repository": default, "helper": default, "action": None}
     assert pod["spec"]["hostUsers"] is False
+    assert not pod["spec"]["securityContext"]
     assert {mount["mountPath"] for mount in containers(pod)["action"]["volumeMounts"]} >= {"/var/lib/containers"}
 
 
