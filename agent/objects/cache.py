@@ -86,17 +86,17 @@ class Breaker:
 
     def __init__(self) -> None:
         self.failures = 0
-        self.closed_until = 0.0
+        self.open_until = 0.0
 
     @property
     def is_open(self) -> bool:
         """Return whether caches are not used for now."""
-        return time.monotonic() < self.closed_until
+        return time.monotonic() < self.open_until
 
     def count(self, *, failed: bool) -> None:
         self.failures = self.failures + 1 if failed else 0
         if self.failures >= MAX_FAILURES:
-            self.failures, self.closed_until = 0, time.monotonic() + PAUSE_SECONDS
+            self.failures, self.open_until = 0, time.monotonic() + PAUSE_SECONDS
 
 
 class CacheStore:

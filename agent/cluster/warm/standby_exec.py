@@ -41,10 +41,11 @@ class StandbyExec:
 
     async def keep_open(self) -> None:
         """Keep an exec open until cancelled. The exec stays open after the cancellation."""
+        failed = False
         while True:
             try:
                 stream = await self.stack.enter_async_context(self.open_exec())
-                self.stream = stream
+                self.stream, failed = stream, False
                 # The helper sends nothing before it gets an order. The node sends an empty frame at the start. This
                 # loop also answers pings and sees a dead peer.
                 async for data in stream:
@@ -53,7 +54,10 @@ class StandbyExec:
                 why = "it ended, or its helper sent an answer without an order"
             except ClusterError as error:
                 why = error.message
-            log.info("the standby exec of a warm pod is opened again", pod=self.pod, error=why)
+            # The metric of requests counts each failure. The log has only the first one of a row.
+            if not failed:
+                log.info("the standby exec of a warm pod is opened again", pod=self.pod, error=why)
+            failed = True
             self.stream = None
             await self.close_stream()
             await asyncio.sleep(REOPEN_SECONDS)

@@ -229,8 +229,8 @@ class WarmPods:
                     async with asyncio.timeout(LOOK_SECONDS):
                         await self.wake.wait()
         finally:
-            for pod in (*self.pools.pods(), *self.reserved.values()):
-                await pod.close_standby()
+            # Each connection may need a second to close, if the API server does not answer.
+            await asyncio.gather(*(pod.close_standby() for pod in (*self.pools.pods(), *self.reserved.values())))
 
     async def look(self) -> None:
         """Look at all warm pods once, and create and delete what the pools need."""
