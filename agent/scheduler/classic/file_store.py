@@ -67,7 +67,6 @@ class FileStore:
             async for part in parts:
                 await asyncio.to_thread(copy.write, part)
             await asyncio.to_thread(copy.finish, self.top / key.action_id)
-            await asyncio.to_thread(self.prune, key.action_id)
         except OSError as error:
             message = f"the files cannot be kept in {self.top}: {error.strerror}"
             raise ActionFailed(Stage.ARTIFACTS, Reason.ARTIFACTS_FAILED, message) from error
@@ -76,6 +75,14 @@ class FileStore:
                 await asyncio.shield(asyncio.to_thread(copy.abandon))
         self.metrics.artifact_files.inc(copy.files)
         self.metrics.artifact_bytes.inc(copy.bytes)
+        await self.prune_after(key)
+
+    async def prune_after(self, key: Key) -> None:
+        """Remove old folders. A failure is logged, because the files of this action are complete."""
+        try:
+            await asyncio.to_thread(self.prune, key.action_id)
+        except OSError as error:
+            log.warning("old folders of files cannot be removed", folder=str(self.top), error=str(error))
 
     def prune(self, newest: str = "") -> None:
         """Remove folders that are older than `max_age`, then the oldest until the rest fits into `max_size`.
@@ -85,7 +92,7 @@ class FileStore:
         self.top.mkdir(parents=True, exist_ok=True)
         with os.scandir(self.top) as entries:
             folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name != newest]
-        kept = [(entry.stat(follow_symlinks=False).st_mtime, entry.name) for entry in folders]
+        kept = [(changed, entry.name) for entry in folders if (changed := changed_at(entry)) is not None]
         total = size_of(self.top / newest) if newest else 0
         # The loop goes from the newest to the oldest. Once the limit is reached, every older folder is removed.
         for changed, name in sorted(kept, reverse=True):
@@ -162,6 +169,14 @@ def safe_path(path: bytes) -> bytes:
     except ValueError as error:
         raise OSError(None, f"{path[:200]!r} is not a path within the folder of the action") from error
     return path
+
+
+def changed_at(entry: os.DirEntry[str]) -> float | None:
+    """Return the time of the folder's last change, or None if another copy has renamed or removed the folder."""
+    try:
+        return entry.stat(follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return None
 
 
 def size_of(folder: Path) -> int:

@@ -5,11 +5,13 @@ These are the health, the address, the exit code, the decoding of the log, and t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 from agent.domain.actions import Action, Key
 from agent.domain.artifacts import FileData, FileEnd, FileStart
@@ -169,6 +171,39 @@ def test_old_files_and_old_staging_folders_are_removed_at_the_start(tmp_path: Pa
     (tmp_path / "another file").write_text("x")
     file_store(tmp_path, files_max_age="60s").prune()
     assert names(tmp_path) == [f"{STAGING_PREFIX}under-way", "another file", "new"]
+
+
+async def test_a_folder_that_another_copy_renames_meanwhile_does_not_fail_an_action(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (staging := tmp_path / f"{STAGING_PREFIX}of another action").mkdir()
+    list_folder = os.scandir
+
+    def rename_after_listing(folder: str | Path) -> contextlib.nullcontext[list[os.DirEntry[str]]]:
+        with list_folder(folder) as found:
+            entries = list(found)
+        staging.rename(tmp_path / "another action")
+        monkeypatch.undo()
+        return contextlib.nullcontext(entries)
+
+    monkeypatch.setattr(os, "scandir", rename_after_listing)
+    await file_store(tmp_path).keep(Key("1-a"), parts((b"file", b"1")))
+    assert names(tmp_path) == ["1-a", "1-a/file", "another action"]
+
+
+async def test_old_folders_that_cannot_be_removed_do_not_fail_an_action(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = file_store(tmp_path)
+
+    def refuse(newest: str) -> None:
+        raise PermissionError(13, f"Permission denied, newest is {newest}")
+
+    monkeypatch.setattr(kept, "prune", refuse)
+    with structlog.testing.capture_logs() as logged:
+        await kept.keep(Key("1-a"), parts((b"file", b"1")))
+    assert names(tmp_path) == ["1-a", "1-a/file"]
+    assert [entry["event"] for entry in logged] == ["old folders of files cannot be removed"]
 
 
 def test_a_certificate_without_its_key_is_refused() -> None:
