@@ -34,6 +34,8 @@ from agent.cluster.in_pod.files import (
     collect_files,
     downloads,
     errand_lock,
+    file_records,
+    outgoing,
     receive_inputs,
     receive_tree,
     send_objects,
@@ -78,7 +80,7 @@ def collect_files_program() -> tuple[str, ...]:
 @cache
 def send_objects_program() -> tuple[str, ...]:
     """Return the command that puts files into an object store, without the arguments that `send_objects.main` takes."""
-    return (*PYTHON, one_liner(workspace, glob, collect_files, store_client, send_objects))
+    return (*PYTHON, one_liner(workspace, glob, collect_files, store_client, file_records, outgoing, send_objects))
 
 
 @cache
@@ -90,14 +92,14 @@ def receive_tree_program() -> tuple[str, ...]:
 @cache
 def receive_inputs_program() -> tuple[str, ...]:
     """Return the command that writes inputs, without the arguments that `receive_inputs.main` takes."""
-    return (*PYTHON, one_liner(workspace, store_client, downloads, errand_lock, receive_inputs))
+    return (*PYTHON, one_liner(workspace, store_client, downloads, errand_lock, file_records, receive_inputs))
 
 
 @cache
 def caches_program() -> tuple[str, ...]:
     """Return the command that restores or saves caches, without the arguments that `caches.main` takes."""
-    files = (store_client, downloads, errand_lock, collect_files, send_objects, cache_hash, cache_archive, caches)
-    return (*PYTHON, one_liner(workspace, glob, *files))
+    objects = (store_client, downloads, errand_lock, collect_files, file_records, outgoing, send_objects)
+    return (*PYTHON, one_liner(workspace, glob, *objects, cache_hash, cache_archive, caches))
 
 
 @cache

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from agent.cluster.in_pod.files.send_objects import PART_BYTES
+from agent.cluster.in_pod.files.outgoing import PART_BYTES
 from agent.cluster.in_pod.files.store_client import CONNECTIONS
 from agent.objects.errors import xml_field
 from agent.objects.store import ObjectStore, part_query

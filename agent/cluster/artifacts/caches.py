@@ -26,7 +26,7 @@ from agent.objects.cache import Archive, ArchiveGrants, EntryRefused, Place, ver
 from agent.objects.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     from agent.cluster.api.exec import ExecStream
     from agent.domain.actions import Cache, CacheScope
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # Faults after which no other action could use the entry either.
 BROKEN = ("missing", "digest", "archive")
+# The begin of a line about the progress.
+MOVED = b'{"moved"'
 UNUSABLE = (ArchiveError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
@@ -42,7 +44,7 @@ class CacheRequest:
     """What an exec needs to know: the caches of the action, its scope and image, and the limits.
 
     `seconds` is the time for all caches, `max_bytes` the largest size of an archive, `writes` whether entries may be
-    stored or deleted.
+    stored or deleted. `show_moved` gets the key of a cache, the bytes of its archive that were moved, and the size.
     """
 
     caches: tuple[Cache, ...]
@@ -51,6 +53,7 @@ class CacheRequest:
     seconds: float
     max_bytes: int
     writes: bool
+    show_moved: Callable[[str, int, int], None] = lambda *_: None
 
     def command(self, word: str, workspace: str) -> list[str]:
         numbers = (str(int(self.seconds)), str(self.max_bytes))
@@ -68,6 +71,7 @@ class CacheConversation:
     def __init__(self, stream: ExecStream, store: CacheStore, request: CacheRequest, ca: str) -> None:
         self.stream, self.store, self.request, self.ca = stream, store, request, ca
         self.answers: AsyncIterator[bytes] = lines(stream)
+        self.key = ""  # of the cache whose archive is on its way
         self.stuck = False  # the program waits for signed URLs that it will not get
 
     async def send(self, message: dict[str, object]) -> None:
@@ -76,13 +80,16 @@ class CacheConversation:
             await self.stream.send(data[at : at + FRAME_BYTES])
 
     async def read(self) -> bytes:
-        """Return the next line of the program.
+        """Return the next answer of the program. Show the lines about the progress before it.
 
         Raises:
             ClusterError: the program has ended.
         """
         try:
-            return await anext(self.answers)
+            while (line := await anext(self.answers)).startswith(MOVED):
+                done, size = json.loads(line)["moved"]
+                self.request.show_moved(self.key, int(done), int(size))
+            return line
         except StopAsyncIteration:
             last = bytes(self.stream.stderr).decode("utf-8", "replace").strip().rpartition("\n")[2]
             raise ClusterError(f"the program for caches ended: {last[:500] or 'no message'}", retryable=True) from None
@@ -172,6 +179,7 @@ class CacheConversation:
         if archive.size > self.request.max_bytes:
             text = f"the archive has {archive.size} bytes, more than caches.max_size"
             return CacheResult(key, CacheKind.MISS, message=text)
+        self.key = used
         wanted = {"url": await self.store.url(archive), "size": archive.size, "sha256": archive.sha256}
         answer = await self.ask({"get": wanted | {"paths": list(cache.paths)}})
         fault, message = str(answer.get("fault", "")), str(answer.get("message", ""))[:1000]
@@ -210,6 +218,7 @@ class CacheConversation:
 
     async def put(self, cache: Cache, key: str, grants: ArchiveGrants) -> CacheResult:
         """Let the helper store an archive, and store its entry."""
+        self.key = key
         place = Place(self.request.write_scope, key, version_of(cache.paths))
         limit = self.request.max_bytes
         upload = Conversation(self.stream, grants, ArchiveLimits(1, limit, limit, self.request.seconds), self.ca)

@@ -31,6 +31,8 @@ from agent.cluster.in_pod.files import (
     collect_files,
     downloads,
     errand_lock,
+    file_records,
+    outgoing,
     receive_inputs,
     receive_tree,
     send_objects,
@@ -44,10 +46,10 @@ PACKED = {
     "helper": [workspace, order, log_keeper, helper],
     "collect_files": [workspace, glob, collect_files],
     "receive_tree": [workspace, receive_tree],
-    "receive_inputs": [workspace, store_client, downloads, errand_lock, receive_inputs],
+    "receive_inputs": [workspace, store_client, downloads, errand_lock, file_records, receive_inputs],
     "caches": [
         *(workspace, glob, store_client, downloads, errand_lock),
-        *(collect_files, send_objects, cache_hash, cache_archive, caches),
+        *(collect_files, file_records, outgoing, send_objects, cache_hash, cache_archive, caches),
     ],
     "read_log": [order, read_log],
 }

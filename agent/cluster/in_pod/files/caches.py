@@ -5,6 +5,9 @@ signs URLs. The program moves the bytes between the workspace and the object sto
 `caches` (fill in placeholders), `get` (restore one cache) and `end` (keep a note for the errand that saves). The word
 `save` begins with that note, and runs the request `pack` for each cache, and then `end`.
 
+While an archive is on its way, the program writes a line with the bytes that were `moved`, and the size, at most once a
+second.
+
 An error of one cache is an answer, so that the others go on. The workspace is not trusted (see `cache_archive`), and an
 archive is unpacked only when its size and its hash are those that the agent has named.
 """
@@ -16,6 +19,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 from agent.cluster.in_pod.files.cache_archive import pack, unpack
 from agent.cluster.in_pod.files.cache_hash import CacheFault, hash_files
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 
 REQUEST_BYTES = 1 << 20  # maximum number of bytes of a request
 NOTE = "caches.json"  # file of the log's folder: what `restore` leaves for `save`
+PROGRESS_SECONDS = 1.0  # seconds between two lines about the bytes that were moved
 ARCHIVE = "archive"  # name of the archive in the temporary folder
 LEFT_CACHE = ".sealci-cache-"  # begin of the name of the temporary folder
 
@@ -51,6 +56,7 @@ class CacheErrand:
     def __init__(self, workspace: str, folder: str, seconds: int, limit: int) -> None:
         self.workspace, self.folder, self.seconds, self.limit = workspace, folder, seconds, limit
         self.temporary = f"{workspace}/{LEFT_CACHE}{os.urandom(8).hex()}"
+        self.next_progress = 0.0
         self.downloads = Downloads(lambda *_: None, lambda: None)
 
     def read(self) -> dict[str, Any]:
@@ -62,6 +68,11 @@ class CacheErrand:
     def write(self, answer: dict[str, object]) -> None:
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
+
+    def report_progress(self, done: int, size: int) -> None:
+        if (now := time.monotonic()) >= self.next_progress:
+            self.next_progress = now + PROGRESS_SECONDS
+            self.write({"moved": [done, size]})
 
     # ---- before the commands
 
@@ -111,7 +122,10 @@ class CacheErrand:
         with open(path, "w+b") as file:
             header = {"url": wanted["url"], "size": wanted["size"], "path": "the archive"}
             client = StoreClient(self.downloads.trust)
-            digest = self.downloads.download(client, file.fileno(), header)
+            size, self.next_progress = wanted["size"], 0.0
+            digest = self.downloads.download(
+                client, file.fileno(), header, lambda done: self.report_progress(done, size)
+            )
             client.close()
             if digest != wanted["sha256"]:
                 raise Refused("digest", "the archive has another sha256 than its entry")
@@ -145,8 +159,11 @@ class CacheErrand:
                 self.write({"fault": "nothing", "message": f"there is no {' and no '.join(paths)}"})
                 return
             file.flush()
+            facts = os.fstat(file.fileno())
             sender = ObjectSender(Output(1), [1, self.limit, self.limit, self.seconds], [], [], set())
-            sender.send_file(ARCHIVE, file.fileno(), os.fstat(file.fileno()))
+            self.next_progress = 0.0
+            sender.progress = lambda done: self.report_progress(done, facts.st_size)
+            sender.send_file(ARCHIVE, file.fileno(), facts)
             sender.send_batch()
 
 

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class LocalExec:
-    """Runs a command of a pod as a process of this machine, with the interface of `ExecStream`."""
+    """Runs a command of a pod as a process of this machine, with the interface of `ExecStream`.
+
+    `bytes` is the number of bytes in both directions.
+    """
 
     def __init__(self, argv: list[str]) -> None:
         self.argv = argv
@@ -21,6 +24,7 @@ class LocalExec:
         self.stderr = bytearray()
         self.cut_after: int | None = None
         self.sent = 0
+        self.bytes = 0
 
     async def __aenter__(self) -> Self:
         pipe = asyncio.subprocess.PIPE
@@ -42,6 +46,7 @@ class LocalExec:
     async def send(self, data: bytes) -> None:
         assert self.process.stdin is not None
         self.sent += 1
+        self.bytes += len(data)
         if self.sent == self.cut_after:
             self.process.kill()
         self.process.stdin.write(data)
@@ -54,6 +59,7 @@ class LocalExec:
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         while data := await self.process.stdout.read(10):
+            self.bytes += len(data)
             yield data
         self.stderr += await self.process.stderr.read()
         if await self.process.wait() < 0:

@@ -42,7 +42,11 @@ class Pods:
         self.max_bytes = 1 << 20
         self.writes = True
         self.cut_after: int | None = None
+        self.moved: list[tuple[str, int, int]] = []
         self.new()
+
+    def show(self, key: str, done: int, size: int) -> None:
+        self.moved.append((key, done, size))
 
     def new(self, **files: str) -> None:
         """Begin the next pod. `files` is what the clone makes."""
@@ -65,7 +69,7 @@ class Pods:
         return path.read_text() if path.exists() else None
 
     async def run(self, word: str, *caches: Cache, scope: CacheScope = MAIN, ok: bool = True) -> list[CacheResult]:
-        request = CacheRequest(caches or (CACHE,), scope, "debian", 30, self.max_bytes, self.writes)
+        request = CacheRequest(caches or (CACHE,), scope, "debian", 30, self.max_bytes, self.writes, self.show)
         command = request.command(word, str(self.workspace))
         argv = [sys.executable, *(str(self.log) if each == LOG_FOLDER else each for each in command[1:])]
         stream = LocalExec(argv)
@@ -107,9 +111,12 @@ async def test_a_miss_is_saved_and_the_next_pod_hits(pods: Pods) -> None:
     (saved,) = await pods.run("save")
     assert (saved.kind, saved.key) == (SAVED, missed.key)
     assert saved.bytes > 0
+    assert pods.moved[0] == (saved.key, 0, saved.bytes)
+    pods.moved.clear()
     pods.new()
     (hit,) = await pods.run("restore")
     assert hit == CacheResult(saved.key, HIT, saved.key, saved.bytes)
+    assert pods.moved == [(saved.key, saved.bytes, saved.bytes)]
     assert pods.cached() == "wheel"
     asked = len(pods.objects.requests)
     assert await pods.run("save") == [], "a key is never written twice"
