@@ -123,7 +123,7 @@ def object_lines(item: ObjectFiles) -> bytes:
     files = sorted(item.files, key=lambda file: file.offset)
     records = [(text_of(file), file.mode, file.size, file.sha256, file.offset) for file in files]
     starts = range(0, len(records), LINE_FILES)
-    return b"".join(line({"url": item.url, **encode_records(records[at : at + LINE_FILES])}) for at in starts)
+    return b"".join(line({"url": item.url}) + encode_records(records[at : at + LINE_FILES]) + b"\n" for at in starts)
 
 
 def text_of(file: InputFile) -> str:

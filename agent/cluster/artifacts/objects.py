@@ -73,8 +73,9 @@ async def collect_objects(
         yield conversation.collected()
     except ExecError as error:
         raise CollectionBroken(error.message, retryable=error.retryable, status=error.status) from error
-    except (ArchiveError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CollectionBroken(f"the program's answer cannot be used: {error!r}", retryable=True) from error
+    except (ArchiveError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        why = repr(error)[:1000]
+        raise CollectionBroken(f"the program's answer cannot be used: {why}", retryable=True) from error
     finally:
         await asyncio.shield(grants.abort())
 
@@ -99,7 +100,8 @@ async def lines(stream: AsyncIterator[memoryview]) -> AsyncIterator[bytes]:
 class Conversation:
     """The agent's side of one exec of `send_objects`. Owned by `collect_objects`.
 
-    `batch` has the objects of the last question, each with its files.
+    `batch` has the objects of the last question, each with its files. `tables` has the files of the packs of the next
+    question.
     """
 
     def __init__(self, stream: ExecStream, grants: Grants, limits: ArchiveLimits, ca: str) -> None:
@@ -108,6 +110,7 @@ class Conversation:
         self.limits = limits
         self.ca = ca
         self.batch: list[tuple[WantedObject, list[FileRecord]]] = []
+        self.tables: list[bytes] = []
         self.manifest = ManifestReader()
         self.files = self.bytes = 0
 
@@ -120,9 +123,15 @@ class Conversation:
         if line.startswith(b"["):
             self.manifest.feed(line + b"\n")
             return []
+        if line.startswith(b"#"):
+            self.tables.append(line[1:])
+            if len(self.tables) > MAX_BATCH:
+                raise ArchiveError("a batch is too large")
+            return []
         message = json.loads(line)
         if "want" in message:
             self.batch = [self.wanted(each) for each in message["want"]]
+            self.tables.clear()
             if len(self.batch) > MAX_BATCH:
                 raise ArchiveError("a batch is too large")
             await self.send(await self.grants.requests([wanted for wanted, _ in self.batch]))
@@ -139,8 +148,8 @@ class Conversation:
         digest = bytes.fromhex(value["sha256"])
         if not 0 < len(parts) <= MAX_PARTS or any(len(each) != SHA256_BYTES for each in (*parts, digest)):
             raise ArchiveError("a file has no hash")
-        if "files" in value:
-            records = decode_records(str(value["files"]), str(value["digests"]))
+        if "path" not in value:
+            records = decode_records(self.tables.pop(0))
             self.check_pack(records, size)
             return WantedObject(b"", 0, size, digest, parts), records
         record = (str(value["path"]), int(value["mode"]), size, digest, 0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from binascii import a2b_base64, b2a_base64
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,36 +18,32 @@ TABLE_BYTES = 8 << 20  # maximum number of bytes of a table: JSON has up to six 
 DIGEST_BYTES = 32
 
 
-def encode_records(records: list[FileRecord]) -> dict[str, str]:
-    """Return the short form of RECORDS, which follow each other in their object."""
+def encode_records(records: list[FileRecord]) -> bytes:
+    """Return the short form of RECORDS, which follow each other in their object. The form has no line feed."""
     gaps, end = [], 0
     for _, _, size, _, start in records:
         gaps.append(start - end)
         end = start + size
     table = [[each[0] for each in records], [each[1] for each in records], [each[2] for each in records], gaps]
-    packed = zlib.compress(json.dumps(table, separators=(",", ":")).encode())
     digests = b"".join([each[3] for each in records])
-    return {"files": to_base64(packed), "digests": to_base64(digests)}
+    packed = zlib.compress(json.dumps(table, separators=(",", ":")).encode())
+    return (packed + digests).replace(b"=", b"=e").replace(b"\n", b"=n")
 
 
-def to_base64(data: bytes) -> str:
-    return b2a_base64(data, newline=False).decode("ascii")
-
-
-def decode_records(files: str, digests: str) -> list[FileRecord]:
-    """Return the records that `encode_records` has turned into these texts.
+def decode_records(line: bytes) -> list[FileRecord]:
+    """Return the records that `encode_records` has turned into this line.
 
     Raises:
-        ValueError: the texts are no short form, or the table is too large.
+        ValueError: the line is no short form, or the table is too large.
     """
-    hashes = a2b_base64(digests)
     unpacker = zlib.decompressobj()
     try:
-        table = unpacker.decompress(a2b_base64(files), TABLE_BYTES)
+        table = unpacker.decompress(line.replace(b"=n", b"\n").replace(b"=e", b"="), TABLE_BYTES)
     except zlib.error as error:
         raise ValueError(f"a table of files is broken: {error}") from error
     if not unpacker.eof:
         raise ValueError("a table of files is too large, or cut")
+    hashes = unpacker.unused_data
     paths, modes, sizes, gaps = json.loads(table)
     if not len(paths) == len(modes) == len(sizes) == len(gaps) or len(hashes) != DIGEST_BYTES * len(paths):
         raise ValueError("the columns of a table of files differ in length")

@@ -85,6 +85,9 @@ class Wanted:
             "parts": [part.digest for part in self.parts],
         }
 
+    def table(self) -> bytes:
+        return b""
+
     def close(self) -> None:
         os.close(self.file)
 
@@ -107,10 +110,14 @@ class WantedPack:
 
     def question(self, number: int) -> dict[str, object]:
         """Return what the agent needs to know about the files. NUMBER is the place of the object in the batch."""
-        facts = {"id": number, "size": self.bytes, "sha256": self.digest, "parts": [self.digest]}
+        facts: dict[str, object] = {"id": number, "size": self.bytes, "sha256": self.digest, "parts": [self.digest]}
         if self.files == 1:
             return {**facts, "path": self.path, "mode": self.records[0][1]}
-        return {**facts, **encode_records(self.records)}
+        return facts
+
+    def table(self) -> bytes:
+        """Return the short form of the files, b"" for a single file."""
+        return encode_records(self.records) if self.files > 1 else b""
 
     def close(self) -> None:
         self.data = b""

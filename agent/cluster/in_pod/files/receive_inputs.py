@@ -2,7 +2,7 @@
 
 An exec runs this program in container `helper`, with the program's source as an argument. Stdin has, for each file, a
 line of JSON (`path`, `mode`, `size`, `sha256`) and then its bytes, and at last the line `{"end": FILES}`. A line with a
-`url` has no bytes. It names files of one object (see `file_records`), which the program reads from the object store.
+`url` has no bytes. The next line names files of one object (see `file_records`), which the program reads from there.
 The program answers with one line of JSON: `files` and `bytes`, or `started` if the commands have begun before, or
 `error` and `message`.
 
@@ -84,18 +84,21 @@ class Receiver:
                 self.temporary_name(size),
                 {"path": path, "mode": mode, "size": size, "sha256": digest.hex(), "start": start},
             )
-            for path, mode, size, digest, start in decode_records(header["files"], header["digests"])
+            for path, mode, size, digest, start in decode_records(self.read_line()[:-1])
         ]
         for span in spans_of(header["url"], files):
             self.downloads.add(span)
 
     def read_header(self) -> dict[str, Any]:
+        header: dict[str, Any] = json.loads(self.read_line())
+        return header
+
+    def read_line(self) -> bytes:
         line = self.stream.readline(LINE_BYTES)
         signal.alarm(SILENCE_SECONDS)
         if not line.endswith(b"\n"):
             raise Refused("broken", "the stream of files ended too early")
-        header: dict[str, Any] = json.loads(line)
-        return header
+        return line
 
     def receive(self, name: str, header: dict[str, Any], copy: Callable[[int, dict[str, Any]], str]) -> None:
         """Receive one file: COPY its bytes to a temporary file, check them, and move the file to its path."""

@@ -1,9 +1,9 @@
 """Put the wanted files straight into an object store. The program runs in container `helper`, as `collect_files` does.
 
 The agent signs the URLs, and no byte of a file passes through the agent. The program writes lines of JSON to stdout:
-the files of a batch with their hashes (`want`), what was stored (`stored`), and at last the manifest, whose lines are
-JSON arrays as in `collect_files`. Stdin has one line for each `want`: the requests for each part of each file
-(`grants`), and the CA of the store (`ca`).
+the objects of a batch with their hashes (`want`), what was stored (`stored`), and at last the manifest, whose lines are
+JSON arrays as in `collect_files`. Before a `want`, a line that begins with `#` has the files of each pack. Stdin has
+one line for each `want`: the requests for each part of each object (`grants`), and the CA of the store (`ca`).
 
 Small files go together into packs, if the scheduler can store the place of a file within an object. A small file is
 read once, and stays in memory until its pack is stored. A large file is read twice: for its hash, and for the upload.
@@ -168,6 +168,9 @@ class ObjectSender(Collector):
                 wanted.close()
 
     def ask(self, batch: list[Wanted | WantedPack]) -> None:
+        for table in [wanted.table() for wanted in batch]:
+            if table:
+                self.out.write(b"#" + table + b"\n")
         self.write_line({"want": [wanted.question(number) for number, wanted in enumerate(batch)]})
         line = self.stdin.readline(LINE_BYTES)
         if not line.endswith(b"\n"):

@@ -98,7 +98,7 @@ async def test_files_of_one_object_share_a_line(stream: LocalExec, tmp_path: Pat
     for file in files:
         found = read(os.path.join(os.fsencode(tmp_path / "workspace"), file.path))
         assert found == pack[file.offset : file.offset + 100]
-    assert stream.bytes < 60 * len(files), "the API server sees at most 60 bytes for each file"
+    assert stream.bytes < 50 * len(files), "the API server sees at most 50 bytes for each file"
 
 
 @pytest.mark.parametrize(

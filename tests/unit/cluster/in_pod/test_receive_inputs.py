@@ -206,7 +206,7 @@ def of_store(url: str, *paths: bytes, sha256: str = "") -> bytes:
     for path in paths:
         digest = bytes.fromhex(sha256) or hashlib.sha256(path).digest()
         records = encode_records([(path.decode(), 0o640, len(path), digest, 0)])
-        found += json.dumps({"url": f"{url}/{path.decode()}?s", **records}).encode() + b"\n"
+        found += json.dumps({"url": f"{url}/{path.decode()}?s"}).encode() + b"\n" + records + b"\n"
     return found + json.dumps({"end": len(paths)}).encode() + b"\n"
 
 
@@ -243,8 +243,12 @@ def of_pack(url: str, pack: bytes, *places: tuple[int, int]) -> bytes:
     records = [
         (f"f{start}", 0o640, size, hashlib.sha256(pack[start : start + size]).digest(), start) for start, size in places
     ]
-    lines = ({"url": f"{url}/pack?s", **encode_records(records)}, {"end": len(places)})
-    return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
+    lines = (
+        json.dumps({"url": f"{url}/pack?s"}).encode(),
+        encode_records(records),
+        json.dumps({"end": len(places)}).encode(),
+    )
+    return b"\n".join(lines) + b"\n"
 
 
 FAR = 200_000 + GAP_BYTES
