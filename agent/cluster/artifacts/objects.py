@@ -1,7 +1,7 @@
 """Collect the files of an action from its pod into an object store.
 
 One collection is one exec of the program `send_objects` in container `helper`. The program puts the files into the
-store, and this module signs its requests. The exec carries about 1 KB for each object, and about 50 bytes for each file
+store, and this module signs its requests. The exec carries about 1 KB for each object, and about 40 bytes for each file
 of a pack. As in `collect`, the collection counts only if all of it is right, and the caller may start again.
 """
 

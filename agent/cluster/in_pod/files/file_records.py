@@ -1,6 +1,6 @@
 """The short form in which lists of files of the object store cross the API server.
 
-A list of files is a compressed table, and the SHA-256 of each file. So a file costs about 50 bytes. Both the agent and
+A list of files is a compressed table, and the SHA-256 of each file. So a file costs about 40 bytes. Both the agent and
 the programs in the pod use this module. `packaging` sends this source to the pod (Python 3.9, standard library).
 """
 
