@@ -135,7 +135,15 @@ class CacheConversation(ABC):
 
     async def ask(self, message: dict[str, object]) -> dict[str, Any]:
         await self.send(message)
-        answer: dict[str, Any] = json.loads(await self.read())
+        return self.timely(await self.read())
+
+    def timely(self, line: bytes) -> dict[str, Any]:
+        """Return the answer in a line of the program.
+
+        Raises:
+            ClusterError: the program has ended at its time limit.
+        """
+        answer: dict[str, Any] = json.loads(line)
         if answer.get("fault") == "time":
             self.cache.breaker.count(failed=True)
             raise ClusterError(f"the caches were not copied within {self.request.seconds:g} s")
@@ -255,7 +263,7 @@ class CacheConversation(ABC):
     def not_packed(self, key: str, answer: dict[str, Any]) -> CacheResult:
         """Return the result of a cache that the program has not stored."""
         kind = CacheKind.SKIPPED if answer["fault"] == "nothing" else CacheKind.FAILED
-        self.cache.breaker.count(failed=answer["fault"] in ("store", "time"))
+        self.cache.breaker.count(failed=answer["fault"] == "store")
         return CacheResult(key, kind, message=str(answer["message"])[:1000])
 
 
@@ -295,7 +303,7 @@ class StoreConversation(CacheConversation):
         await self.send({"pack": list(cache.paths)})
         while True:
             line = await self.read()
-            answer = json.loads(line)
+            answer = self.timely(line)
             if "fault" in answer:
                 return self.not_packed(place.key, answer)
             parts = await upload.answer(line)

@@ -1,8 +1,8 @@
 """Restore and save caches on a volume that only container `helper` mounts, by the exec of `caches`.
 
-The agent has no access to the volume. The helper sends the content of an entry, and the agent checks its signature. To
-save, the helper writes the archive and reports its hash. The agent signs the entry, and the helper writes it. So the key
-never leaves the agent.
+The agent has no access to the volume. To restore, the helper sends the content of an entry, and the agent checks the
+signature. To save, the helper writes the archive and reports its hash. Then the agent signs the entry, and the helper
+writes it. So the key never leaves the agent.
 """
 
 from __future__ import annotations

@@ -46,8 +46,17 @@ class AbandonedExec(LocalExec):
             await super().__aexit__()
 
 
+@pytest.fixture
+async def stored(tmp_path: Path) -> AsyncIterator[StorePods]:
+    with fake_store() as fake:
+        found = StorePods(tmp_path, fake)
+        yield found
+        await end_program(found.exec)
+
+
 @pytest.fixture(params=["store", "claim"])
 async def pods(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Pods]:
+    """Yield pods with a cache in an object store, and pods with a cache on a volume."""
     with fake_store() as fake:
         found: Pods = ClaimPods(tmp_path) if request.param == "claim" else StorePods(tmp_path, fake)
         found.max_bytes = 8 << 20
@@ -131,8 +140,9 @@ async def test_an_agent_that_is_killed_between_archive_and_entry(pods: Pods, mon
     await assert_next_pods_work(pods, "one")
 
 
-@pytest.mark.parametrize("messages", [0, 1, 2])
+@pytest.mark.parametrize("messages", [1, 2])
 async def test_the_next_agent_restores_after_an_agent_was_killed_between_two_steps(pods: Pods, messages: int) -> None:
+    # With an object store, the path is restored before the second message, and the next agent leaves it alone.
     await pods.fill("one")
     pods.new()
     pods.exec_class = type("Killed", (AbandonedExec,), {"last": messages})
@@ -141,8 +151,7 @@ async def test_the_next_agent_restores_after_an_agent_was_killed_between_two_ste
     abandoned = pods.exec
     pods.exec_class = LocalExec
     (result,) = await pods.run("restore")
-    assert (result.kind, pods.cached()) == (HIT, "one") or "exists already" in result.message
-    assert pods.cached() == "one"
+    assert (result.kind, pods.cached()) == (HIT, "one")
     await end_program(abandoned)
 
 
@@ -187,40 +196,47 @@ def unpacks(pods: Pods) -> bool:
     return bool([*pods.workspace.glob(".sealci-cache-*/files/.cache")])
 
 
-def is_requested(pods: Pods, method: str) -> bool:
-    return isinstance(pods, StorePods) and any(each.startswith(method) for each in pods.fake.requests)
+def is_requested(stored: StorePods, method: str) -> bool:
+    return any(each.startswith(method) for each in stored.fake.requests)
 
 
 @pytest.mark.parametrize("victim", ["pod", "agent"])
-@pytest.mark.parametrize("step", ["pack", "upload"])
-async def test_a_kill_in_the_middle_of_a_save(pods: Pods, step: str, victim: str) -> None:
+async def test_a_kill_while_the_pod_packs(pods: Pods, victim: str) -> None:
     await pods.run("restore")
-    if step == "upload" and isinstance(pods, StorePods):
-        pods.cached("one")
-        pods.fake.faults.append("stall")
-        await kill(pods, "save", lambda: is_requested(pods, "PUT"), victim)
-        assert len(pods.entries) == (victim == "agent")
+    make_large(pods)
+    await kill(pods, "save", lambda: packs(pods), victim)
+    assert_whole(pods)
+    if not pods.entries:
         await assert_next_pods_work(pods, "one")
-    elif step == "pack":
-        make_large(pods)
-        await kill(pods, "save", lambda: packs(pods), victim)
-        assert_whole(pods)
-        if not pods.entries:
-            await assert_next_pods_work(pods, "one")
 
 
 @pytest.mark.parametrize("victim", ["pod", "agent"])
-@pytest.mark.parametrize("step", ["download", "unpack"])
-async def test_a_kill_in_the_middle_of_a_restore(pods: Pods, step: str, victim: str) -> None:
+async def test_a_kill_while_the_pod_uploads(stored: StorePods, victim: str) -> None:
+    await stored.run("restore")
+    stored.cached("one")
+    stored.fake.faults.append("stall")
+    await kill(stored, "save", lambda: is_requested(stored, "PUT"), victim)
+    assert len(stored.entries) == (victim == "agent")
+    await assert_next_pods_work(stored, "one")
+
+
+@pytest.mark.parametrize("victim", ["pod", "agent"])
+async def test_a_kill_while_the_pod_downloads(stored: StorePods, victim: str) -> None:
+    await stored.fill("one")
+    stored.new()
+    stored.fake.faults.append("stall")
+    await kill(stored, "restore", lambda: is_requested(stored, "GET"), victim)
+    assert stored.cached() is None
+    await assert_next_pods_work(stored, "one")
+
+
+@pytest.mark.parametrize("victim", ["pod", "agent"])
+async def test_a_kill_while_the_pod_unpacks(pods: Pods, victim: str) -> None:
     await pods.run("restore")
     make_large(pods)
     assert [each.kind for each in await pods.run("save")] == [SAVED]
     pods.new()
-    if step == "download" and isinstance(pods, StorePods):
-        pods.fake.faults.append("stall")
-        await kill(pods, "restore", lambda: is_requested(pods, "GET"), victim)
-    else:
-        await kill(pods, "restore", lambda: unpacks(pods), victim)
+    await kill(pods, "restore", lambda: unpacks(pods), victim)
     path = pods.workspace / ".cache/pip/wheel"
     assert not path.exists() or path.stat().st_size == LARGE, "the path gets its name when it is whole"
     (result,) = await pods.run("restore")

@@ -136,15 +136,15 @@ async def test_another_action_saves_first(pods: Pods) -> None:
     assert (result.kind, result.key) == (CacheKind.EXISTS, missed.key)
 
 
-async def test_the_end_of_the_commands_decides_whether_a_cache_is_saved(pods: Pods) -> None:
+async def test_the_end_of_the_commands_decides_whether_a_cache_is_saved(stored: StorePods) -> None:
     caches = tuple(
         Cache(each.value, (f"{each.value}.txt",), save=each) for each in (When.SUCCESS, When.ALWAYS, When.NEVER)
     )
-    await pods.run("restore", *caches)
+    await stored.run("restore", *caches)
     for each in caches:
-        (pods.workspace / each.paths[0]).write_text("x")
-    assert [each.key for each in await pods.run("save", *caches, ok=False)] == ["always"]
-    assert [(each.key, each.kind) for each in await pods.run("save", *caches)] == [
+        (stored.workspace / each.paths[0]).write_text("x")
+    assert [each.key for each in await stored.run("save", *caches, ok=False)] == ["always"]
+    assert [(each.key, each.kind) for each in await stored.run("save", *caches)] == [
         ("success", SAVED),
         ("always", CacheKind.EXISTS),
     ]
@@ -216,35 +216,46 @@ async def test_a_read_only_agent_deletes_nothing(pods: Pods) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
-async def test_an_exec_that_breaks_is_an_error_and_can_be_repeated(pods: Pods, cut: int) -> None:
-    await pods.fill("good")
-    pods.new()
-    pods.cut_after = cut
+async def test_an_exec_that_breaks_is_an_error_and_can_be_repeated(stored: StorePods, cut: int) -> None:
+    await stored.fill("good")
+    stored.new()
+    stored.cut_after = cut
     with pytest.raises(ClusterError):
-        await pods.run("restore")
-    pods.cut_after = None
-    (result,) = await pods.run("restore")
-    assert (result.kind, pods.cached()) == (HIT, "good")
+        await stored.run("restore")
+    stored.cut_after = None
+    (result,) = await stored.run("restore")
+    assert (result.kind, stored.cached()) == (HIT, "good")
 
 
-async def test_nothing_is_restored_after_the_commands_have_begun(pods: Pods) -> None:
-    await pods.fill("good")
-    pods.new()
-    (pods.log / "inputs.done").write_text("")
-    assert await pods.run("restore") == []
-    assert pods.cached() is None
+async def test_nothing_is_restored_after_the_commands_have_begun(stored: StorePods) -> None:
+    await stored.fill("good")
+    stored.new()
+    (stored.log / "inputs.done").write_text("")
+    assert await stored.run("restore") == []
+    assert stored.cached() is None
 
 
-async def test_a_pod_without_a_note_saves_nothing(pods: Pods) -> None:
-    pods.cached("x")
-    assert await pods.run("save") == []
+async def test_a_pod_without_a_note_saves_nothing(stored: StorePods) -> None:
+    stored.cached("x")
+    assert await stored.run("save") == []
 
 
-async def test_an_archive_over_the_limit_is_not_read(pods: Pods) -> None:
-    await pods.fill(os.urandom(5000).hex())
-    pods.new()
-    pods.max_bytes = 100
-    (result,) = await pods.run("restore")
+async def test_an_archive_over_the_limit_is_not_read(stored: StorePods) -> None:
+    await stored.fill(os.urandom(5000).hex())
+    stored.new()
+    stored.max_bytes = 100
+    (result,) = await stored.run("restore")
     assert (result.kind, "more than caches.max_size" in result.message) == (MISS, True)
     place = Place("main", result.key, version_of(CACHE.paths))
-    assert pods.entries == [pods.cache.entry_name(place)]
+    assert stored.entries == [stored.cache.entry_name(place)]
+
+
+async def test_a_store_that_is_too_slow_ends_the_work_at_the_limit(stored: StorePods) -> None:
+    await stored.run("restore")
+    stored.cached("x")
+    stored.seconds = 1
+    stored.fake.faults.append("stall")
+    with pytest.raises(ClusterError, match="not copied within 1 s"):
+        await stored.run("save")
+    assert stored.cache.breaker.failures == 1
+    assert stored.entries == []

@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import cast
 
 import pytest
 
-from agent.cluster.artifacts import claim_caches
+from agent.cluster.api.exec import ExecStream
+from agent.cluster.artifacts.caches import UNUSABLE, CacheRequest
+from agent.cluster.artifacts.claim_caches import ClaimConversation
 from agent.cluster.in_pod.files import cache_claim
 from agent.cluster.in_pod.files.cache_claim import Claim
-from agent.domain.actions import Cache
-from agent.domain.errors import ClusterError
+from agent.domain.actions import Cache, CacheScope
 from agent.domain.events import CacheKind
-from tests.unit.cluster.artifacts.cache_pods import FALLBACK, HIT, MISS, SAVED, ClaimPods
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from agent.objects.cache_entries import Place
+from tests.unit.cluster.artifacts.cache_pods import HIT, MISS, SAVED, ClaimPods
+from tests.unit.cluster.artifacts.local_exec import LocalExec
 
 SCOPE = "cache/v1/scope"
 ENTRY = f"{SCOPE}/key/k/version"
@@ -151,25 +152,43 @@ async def test_a_full_volume_fails_the_save_alone(pods: ClaimPods, monkeypatch: 
     assert list(pods.claim.rglob("tmp/*")) == [], "no part of an archive stays"
 
 
-@pytest.mark.parametrize("packed", [{"sha256": "x", "size": 1}, {"sha256": "0" * 64, "size": 1 << 40}, {}, None])
-async def test_a_hash_that_the_agent_cannot_sign_is_an_error(
-    pods: ClaimPods, monkeypatch: pytest.MonkeyPatch, packed: object
-) -> None:
-    await pods.run("restore")
-    pods.cached("one")
-    check = claim_caches.ClaimConversation.packed
-    monkeypatch.setattr(
-        claim_caches.ClaimConversation,
-        "packed",
-        lambda self, place, _: check(self, place, packed),  # type: ignore[arg-type]
-    )
-    with pytest.raises(ClusterError, match="cannot be used"):
-        await pods.run("save")
-    assert pods.entries == []
+@pytest.mark.parametrize("packed", [{"sha256": "x", "size": 1}, {"sha256": "0" * 64, "size": 11}, {}])
+def test_a_hash_that_the_agent_cannot_sign_is_an_error(pods: ClaimPods, packed: dict[str, object]) -> None:
+    request = CacheRequest((), CacheScope(), "", 1, 10, writes=True)
+    conversation = ClaimConversation(cast(ExecStream, LocalExec([])), pods.layout, request)
+    with pytest.raises(UNUSABLE):
+        conversation.packed(Place("main", "k", "v"), packed)
 
 
-async def test_the_prefix_finds_the_entry_of_another_lock_file(pods: ClaimPods) -> None:
-    await pods.fill("one")
-    pods.new(req_txt="seven")
-    (result,) = await pods.run("restore")
-    assert (result.kind, pods.cached()) == (FALLBACK, "one")
+async def test_the_memory_of_the_helper_does_not_grow_with_the_cache(pods: ClaimPods) -> None:
+    # With the default limit of 2 GiB, the program used 43 MiB of memory in the same way.
+    pods.max_bytes, pods.exec_class, used = 1 << 30, MeasuredExec, []
+    for size in (1, 48 << 20):
+        cache = Cache(f"size-{size}", ("file",))
+        pods.new()
+        await pods.run("restore", cache)
+        (pods.workspace / "file").write_bytes(os.urandom(size))
+        assert [each.kind for each in await pods.run("save", cache)] == [SAVED]
+        saved = most_memory(pods)
+        pods.new()
+        assert [each.kind for each in await pods.run("restore", cache)] == [HIT]
+        used.append((saved, most_memory(pods)))
+    (saved_one, restored_one), (saved_many, restored_many) = used
+    assert saved_many - saved_one < 16 << 10
+    assert restored_many - restored_one < 16 << 10
+
+
+def most_memory(pods: ClaimPods) -> int:
+    assert isinstance(pods.exec, MeasuredExec)
+    return pods.exec.most
+
+
+class MeasuredExec(LocalExec):
+    """Keeps the largest memory of the program in KiB, as the kernel has seen it before the last message."""
+
+    most = 0
+
+    async def send(self, data: bytes) -> None:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()  # noqa: ASYNC240 - no disk
+        self.most = int(status.partition("VmHWM:")[2].split()[0])
+        await super().send(data)
