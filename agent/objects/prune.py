@@ -175,8 +175,8 @@ async def read_store(cache: CacheStore, now: float) -> Contents:
             contents.archives.append(KnownArchive(each.name, age(each, now), each.size))
     if not listing.whole:
         contents.cut = True
-        # Names come in the order of the alphabet, so only the last scope can have entries that are not listed. A store
-        # that lists in another order says nothing about any scope.
+        # Names come in the order of the alphabet, so only the last scope can have entries that are not listed. If a
+        # store lists in another order, any scope can have such entries.
         folders = {scope_folder(each.name) for each in contents.archives}
         contents.uncertain = {folder for folder in folders if not in_order or folder >= scope_folder(last)}
     return contents
