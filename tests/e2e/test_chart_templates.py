@@ -376,7 +376,7 @@ def test_a_cron_job_deletes_old_entries_from_the_claim_of_caches(namespace: str)
         kube.apply(found)  # the API server knows all fields
         pod = found["spec"]["jobTemplate"]["spec"]["template"]["spec"]
         (container,) = pod["containers"]
-        assert container["args"] == "cache prune --folder=/caches --older-than=30d --max-bytes=200Gi".split()
+        assert container["args"] == ["cache", "prune", "--folder=/caches", "--older-than=30d", "--max-bytes=200Gi"]
         assert (container["securityContext"]["runAsUser"], pod["volumes"][0]["persistentVolumeClaim"]) == (
             user,
             {"claimName": "ci-caches"},
