@@ -121,7 +121,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         span = self.headers.get("Range", "")
         fault = self.store.next_fault(f"GET {self.path} {span}".rstrip())
-        if isinstance(fault, int):
+        if fault == "stall":
+            self.store.ended.wait()
+            self.close_connection = True
+        elif isinstance(fault, int):
             self.answer(fault, b"<Error><Code>Scripted</Code></Error>")
         elif (data := self.store.objects.get(self.path, self.store.objects.get(self.path.partition("?")[0]))) is None:
             self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
