@@ -33,15 +33,11 @@ from agent.cluster.in_pod.files import (
     cache_hash,
     caches,
     collect_files,
-    downloads,
     errand_lock,
-    file_records,
-    outgoing,
     receive_inputs,
     receive_tree,
-    send_objects,
-    store_client,
 )
+from agent.cluster.in_pod.objects import downloads, file_records, outgoing, send_objects, store_client
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from agent.cluster.in_pod.files.outgoing import PART_BYTES
-from agent.cluster.in_pod.files.store_client import CONNECTIONS
+from agent.cluster.in_pod.objects.outgoing import PART_BYTES
+from agent.cluster.in_pod.objects.store_client import CONNECTIONS
 from agent.objects.errors import xml_field
 from agent.objects.store import ObjectStore, part_query
 from agent.protocol.wire import agent_pb2 as wire

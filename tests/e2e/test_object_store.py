@@ -17,7 +17,7 @@ from agent.cluster import packaging
 from agent.cluster.api.exec import ExecStream
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.artifacts.objects import collect_objects, objects_command
-from agent.cluster.in_pod.files.outgoing import PART_BYTES
+from agent.cluster.in_pod.objects.outgoing import PART_BYTES
 from agent.domain.actions import ArtifactRules
 from agent.domain.artifacts import StoredObject
 from agent.objects.checks import check_store

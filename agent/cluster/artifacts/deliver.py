@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from agent.aio import cancelled_on_exit, first_of
 from agent.cluster import packaging
 from agent.cluster.api.exec import ExecError
-from agent.cluster.in_pod.files.file_records import encode_records
+from agent.cluster.in_pod.objects.file_records import encode_records
 from agent.domain.artifacts import InputFile
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 from agent.domain.json import Object

@@ -17,8 +17,8 @@ from agent.cluster.api.exec import ExecError
 from agent.cluster.artifacts.archive_manifest import ManifestReader
 from agent.cluster.artifacts.collect import CollectionBroken, refusal
 from agent.cluster.artifacts.tar_header import ArchiveError, checked_name
-from agent.cluster.in_pod.files.file_records import decode_records
-from agent.cluster.in_pod.files.outgoing import PACK_BYTES, PACK_FILES
+from agent.cluster.in_pod.objects.file_records import decode_records
+from agent.cluster.in_pod.objects.outgoing import PACK_BYTES, PACK_FILES
 from agent.domain.artifacts import FileEnd, FileStart, StoredObject
 from agent.domain.events import ArtifactSummary
 from agent.domain.observations import Collected
@@ -28,7 +28,7 @@ from agent.objects.grants import MAX_BATCH, MAX_PARTS, SHA256_BYTES, WantedObjec
 if TYPE_CHECKING:
     from agent.cluster.api.exec import ExecStream
     from agent.cluster.artifacts.archive_reader import ArchiveLimits
-    from agent.cluster.in_pod.files.file_records import FileRecord
+    from agent.cluster.in_pod.objects.file_records import FileRecord
     from agent.domain.actions import ArtifactRules
     from agent.domain.artifacts import FilePart
     from agent.objects.grants import Grants

@@ -29,15 +29,11 @@ from agent.cluster.in_pod.files import (
     cache_hash,
     caches,
     collect_files,
-    downloads,
     errand_lock,
-    file_records,
-    outgoing,
     receive_inputs,
     receive_tree,
-    send_objects,
-    store_client,
 )
+from agent.cluster.in_pod.objects import downloads, file_records, outgoing, send_objects, store_client
 from agent.domain.paths import MAX_PATH_BYTES
 
 MODULES = [each.name for each in pkgutil.walk_packages(in_pod.__path__, in_pod.__name__ + ".")] + [glob.__name__]

@@ -27,10 +27,10 @@ from agent.cluster.in_pod.files.cache_archive import NothingToPack, pack, unpack
 from agent.cluster.in_pod.files.cache_claim import Claim
 from agent.cluster.in_pod.files.cache_hash import CacheFault, hash_files
 from agent.cluster.in_pod.files.collect_files import Output
-from agent.cluster.in_pod.files.downloads import Downloads, Refused
 from agent.cluster.in_pod.files.errand_lock import DONE, LOCK, Lock, read_user, remove_folder
-from agent.cluster.in_pod.files.send_objects import ObjectSender, StoreUnavailable
-from agent.cluster.in_pod.files.store_client import StoreClient
+from agent.cluster.in_pod.objects.downloads import Downloads, Refused
+from agent.cluster.in_pod.objects.send_objects import ObjectSender, StoreUnavailable
+from agent.cluster.in_pod.objects.store_client import StoreClient
 from agent.cluster.in_pod.workspace import USER
 
 TYPE_CHECKING = False

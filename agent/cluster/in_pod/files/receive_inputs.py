@@ -21,9 +21,9 @@ import stat
 import sys
 from hashlib import sha256
 
-from agent.cluster.in_pod.files.downloads import PIECE_BYTES, Downloads, Refused, spans_of, write_whole
 from agent.cluster.in_pod.files.errand_lock import DONE, LOCK, Lock, read_user, remove_folder
-from agent.cluster.in_pod.files.file_records import decode_records
+from agent.cluster.in_pod.objects.downloads import PIECE_BYTES, Downloads, Refused, spans_of, write_whole
+from agent.cluster.in_pod.objects.file_records import decode_records
 from agent.cluster.in_pod.workspace import FOLDER, USER, send_word, start_commands, take_snapshot, wait_for_path
 
 TYPE_CHECKING = False

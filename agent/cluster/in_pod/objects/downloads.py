@@ -16,7 +16,7 @@ import threading
 import time
 from hashlib import sha256
 
-from agent.cluster.in_pod.files.store_client import (
+from agent.cluster.in_pod.objects.store_client import (
     ANSWER_BYTES,
     CONNECTIONS,
     REQUEST_SECONDS,

@@ -9,15 +9,15 @@ import os
 import threading
 from hashlib import sha256
 
-from agent.cluster.in_pod.files.file_records import encode_records
-from agent.cluster.in_pod.files.store_client import CONNECTIONS
+from agent.cluster.in_pod.objects.file_records import encode_records
+from agent.cluster.in_pod.objects.store_client import CONNECTIONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    from agent.cluster.in_pod.files.file_records import FileRecord
+    from agent.cluster.in_pod.objects.file_records import FileRecord
 
 PART_BYTES = 64 << 20  # a file above this size is put in parts of this size
 MAX_PARTS = 10_000

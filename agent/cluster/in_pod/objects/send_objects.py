@@ -29,7 +29,7 @@ from agent.cluster.in_pod.files.collect_files import (
     manifest_line,
     shorten,
 )
-from agent.cluster.in_pod.files.outgoing import (
+from agent.cluster.in_pod.objects.outgoing import (
     PACKED_BYTES,
     Pack,
     Part,
@@ -39,7 +39,7 @@ from agent.cluster.in_pod.files.outgoing import (
     start_threads,
     unchanged,
 )
-from agent.cluster.in_pod.files.store_client import (
+from agent.cluster.in_pod.objects.store_client import (
     ANSWER_BYTES,
     REQUEST_SECONDS,
     STORE_ERRORS,

@@ -20,9 +20,9 @@ from agent.cluster.api.exec import ExecStream
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.artifacts.collect import CollectionBroken
 from agent.cluster.artifacts.objects import collect_objects, objects_command
-from agent.cluster.in_pod.files import outgoing, send_objects, store_client
 from agent.cluster.in_pod.files.collect_files import Output
-from agent.cluster.in_pod.files.file_records import decode_records, encode_records
+from agent.cluster.in_pod.objects import outgoing, send_objects, store_client
+from agent.cluster.in_pod.objects.file_records import decode_records, encode_records
 from agent.domain.actions import ArtifactRules
 from agent.domain.artifacts import FileEnd, FilePart, FileStart, StoredObject
 from agent.domain.errors import Reason

@@ -14,8 +14,8 @@ from typing import IO, TYPE_CHECKING, Any
 import pytest
 
 from agent.cluster import packaging
-from agent.cluster.in_pod.files.downloads import GAP_BYTES
-from agent.cluster.in_pod.files.file_records import encode_records
+from agent.cluster.in_pod.objects.downloads import GAP_BYTES
+from agent.cluster.in_pod.objects.file_records import encode_records
 from tests.fakes.object_store import fake_store
 
 if TYPE_CHECKING:
