@@ -158,7 +158,8 @@ async def test_a_cancellation_ends_the_work_on_caches(step: str) -> None:
 )
 async def test_an_adopting_agent_goes_on_where_the_former_agent_was_killed(stage: Stage, steps: list[str]) -> None:
     rig, key = Rig(), Key("a", 1, 2)
-    rig.backend.script = lambda _: Script(caches=[[HIT, MISS], [SAVED]][stage is not Stage.SETUP :])
+    restored: list[list[CacheResult | BaseException]] = [[HIT, MISS]] if stage is Stage.SETUP else []
+    rig.backend.script = lambda _: Script(caches=[*restored, [SAVED]])
     async with rig.open() as sessions:
         environment = rig.backend.environment(Action(key, "", ("", ""), timeout=60.0))
         environment.creations = 1
