@@ -162,9 +162,7 @@ def build_cluster_parts(base: Base, debug: DebugOptions | None) -> ClusterParts:
     )
     leases = Leases(client, settings, agent_id, facts)
     sweep = Sweep(pods, settings.cluster.sweep_interval, leases.is_gone if base.classic else None, leases.is_gone)
-    adoption = Adoption(
-        pods, leases, base.handlers.adopt, open_for=base.handlers.may_adopt, timings=timings.adoption
-    )
+    adoption = Adoption(pods, leases, base.handlers.adopt, open_for=base.handlers.may_adopt, timings=timings.adoption)
     return ClusterParts(watch, facts, pods, leases, sweep, adoption)
 
 
