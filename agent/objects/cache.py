@@ -77,12 +77,12 @@ class ListedObject:
 
 
 def version_of(paths: tuple[str, ...]) -> str:
-    """Return the version of an entry: what else than the key must be equal."""
+    """Return the version of an entry. It changes with the paths of the cache and with the format of archives."""
     return hashlib.sha256(json.dumps([FORMAT, *paths]).encode()).hexdigest()[:16]
 
 
 class Breaker:
-    """Keeps the agent from a store that does not work. A request that works resets the count."""
+    """Decides whether caches are used. After several failed requests in a row, they are not, for a while."""
 
     def __init__(self) -> None:
         self.failures = 0
@@ -111,7 +111,7 @@ class CacheStore:
     # ---- names
 
     def folder(self, scope: str) -> str:
-        """Return the begin of all names of a scope. The hash keeps a scope from being below another one."""
+        """Return the start of all names of a scope. It is a hash, so that no scope is a folder of another one."""
         return f"{self.top}/{hashlib.sha256(scope.encode()).hexdigest()}"
 
     def entry_name(self, place: Place) -> str:

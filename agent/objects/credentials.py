@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Seconds before the expiry of temporary credentials at which they are renewed. A URL dies with the credentials that
 # signed it, so this is longer than any URL lives.
 RENEW_SECONDS = 1200.0
-# Seconds for which temporary credentials are asked.
+# Seconds for which temporary credentials shall be valid.
 SESSION_SECONDS = 3600
 # Maximum number of bytes of an answer of the token service.
 MAX_ANSWER = 64 << 10
@@ -55,7 +55,8 @@ def read_credentials_file(file: Path) -> Credentials:
 class CredentialSource:
     """Finds the credentials of one store.
 
-    The first source that is set counts: `file`, the variables of AWS for a web identity, those for a key.
+    The first source that is set is used, in this order: `file`, the variables of AWS for a web identity, the variables
+    of AWS for a key.
     """
 
     def __init__(self, file: Path | None, region: str, environ: Mapping[str, str] | None = None) -> None:

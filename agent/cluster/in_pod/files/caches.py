@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 REQUEST_BYTES = 1 << 20  # maximum number of bytes of a request
 NOTE = "caches.json"  # file of the log's folder: what `restore` leaves for `save`
 ARCHIVE = "archive"  # name of the archive in the temporary folder
-LEFT_CACHE = ".sealci-cache-"  # begin of the name of the temporary folder
+LEFT_CACHE = ".sealci-cache-"  # start of the name of the temporary folder
 
 
 class OutOfTime(Exception):
