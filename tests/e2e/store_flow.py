@@ -246,11 +246,12 @@ class FlowRig(Rig):
         super().__init__(**settings)
         self.backend: StoreBackend = StoreBackend(flow, self.settings, act)
         self.sink = SchedulerSink(flow.agent)
+        self.copies = flow.copies
 
     async def run(self, action: Action) -> RecordingSessionSink:
         """Run an action to its end. Return its events."""
         timings = SessionTimings(
-            kill_margin=0.05, lost_log_margin_stopping=0.01, upload_attempts=2, upload_backoff=wait_none()
+            kill_margin=0.05, lost_log_margin_stopping=0.01, upload_attempts=self.copies, upload_backoff=wait_none()
         )
         async with asyncio.TaskGroup() as tasks:
             self.sessions = SessionRegistry(
@@ -277,6 +278,8 @@ class Flow:
         self.objects = objects
         self.pods: list[PodFolder] = []
         self.constants: Mapping[str, object] = QUICK
+        # Number of tries to copy files of an action.
+        self.copies = 1
         self.use(agent)
 
     def use(self, agent: FakeAgent) -> None:

@@ -183,7 +183,7 @@ async def test_faults_that_pass_need_no_second_copy(
 ) -> None:
     async with proxied(store) as (proxy, settings), open_flow(tmp_path, settings, issuer, monkeypatch) as flow:
         assert flow.objects is not None
-        flow.constants = {}
+        flow.constants, flow.copies = {}, 2
         # A request breaks three times. Its URL has expired, and so has that of the other file.
         breaks, clock = at_first("cut", 3, "PUT"), flow.objects.clock
         flow.objects.clock = lambda: time.time() - HOURS
