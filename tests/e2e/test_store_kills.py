@@ -18,6 +18,7 @@ import pytest
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
 from agent.cluster.artifacts.objects import collect_objects, objects_command
 from agent.domain.actions import ArtifactRules, Key
+from agent.domain.artifacts import StoredObject
 from agent.domain.errors import ClusterError
 from agent.domain.observations import Collected
 from agent.domain.session_state import SessionState
@@ -153,6 +154,9 @@ async def test_a_kill_at_a_step_of_an_upload(open_case: OpenCase, killed: str, i
     key = await case.adopt(action.key)
     case.proxy.rule = case.proxy.after = no_fault
     again = await collect(pod, grants_of(flow, key))
+    names = [part.uri for part in again if isinstance(part, StoredObject)]
+    assert names
+    assert all(f"/{key.attempt}/{key.claim}/" in name for name in names), "each claim has a folder of its own"
     await upload(flow.agent, key, again)
     # The program of the killed agent ends late. It changes no object of the new claim.
     hold.open.set()
