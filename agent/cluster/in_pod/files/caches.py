@@ -128,7 +128,7 @@ class CacheErrand:
 
     def download(self, wanted: dict[str, Any], file: int) -> str:
         """Copy an archive of the object store into FILE. Return its SHA-256."""
-        header = {"url": wanted["url"], "size": wanted["size"], "path": "the archive"}
+        header = {key: wanted[key] for key in ("url", "size", "sha256")} | {"path": "the archive"}
         client = StoreClient(self.downloads.trust)
         try:
             return self.downloads.download(client, file, header)
