@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import grpc
@@ -141,6 +142,24 @@ async def test_a_cancel_ends_the_copy(rig: Rig) -> None:
         await rig.backend.at("a", "inputs")
         sessions.cancel(("a", 1), Cancel())
     assert rig.sink["a"].outcome.result is Result.CANCELLED
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(
+    ("uris", "reason"),
+    [
+        (("s3://b/sealci/a", "s3://b/sealci/b"), Reason.OBJECT_STORE_UNAVAILABLE),
+        (("s3://b/sealci/a", ""), Reason.INTERNAL),
+    ],
+)
+async def test_a_copy_that_is_too_slow_is_the_stores_fault_if_all_files_are_there(
+    uris: tuple[str, ...], reason: Reason
+) -> None:
+    rig = Rig(artifacts={"timeout": 5})
+    inputs = tuple(Input("build", "", (replace(WHEEL, uri=uri),)) for uri in uris)
+    sent = await life(rig, Script(objects=True, holds=frozenset({"inputs"})), inputs=inputs)
+    assert (sent.outcome.stage, sent.outcome.reason) == (Stage.SETUP, reason)
+    assert "not copied within 5 s" in sent.outcome.message
 
 
 async def test_a_pod_that_is_lost_during_the_copy_is_re_created(rig: Rig) -> None:

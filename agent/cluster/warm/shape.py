@@ -44,7 +44,7 @@ def idle_plan(plan: manifest.Plan, settings: Settings, name: str = "") -> manife
 def pool_key(plan: manifest.Plan, settings: Settings) -> str:
     """Return the key of the pool whose pods can run the action of `plan`.
 
-    It is made of the action's own manifest. So whatever else an action may need in its pod, it gets another key.
+    It is made of the action's own manifest. So an action that needs anything else in its pod has another key.
     """
     spec = manifest.pod(plan, settings)["spec"]
     for container in spec["containers"]:
