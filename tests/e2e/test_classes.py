@@ -19,11 +19,11 @@ from agent.domain.check_result import Verdict
 from agent.settings import Settings, load
 from agent.telemetry.metrics import Metrics
 from tests.e2e import kube
-from tests.e2e.lab import BUSYBOX, DEBIAN, Lab
+from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, new_namespace
 from tests.e2e.test_chart_templates import MINIMAL, of_kind, template
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from agent.domain.json import Object
 
@@ -55,32 +55,27 @@ def node() -> Iterator[str]:
 
 
 @contextmanager
-def placeholder(namespace: str) -> Iterator[str]:
-    """Keep room for a GPU by a placeholder of the chart, and yield the name of the placeholder's pod."""
+def placeholder() -> Iterator[Callable[[], list[str]]]:
+    """Keep a GPU by a placeholder of the chart. Yield a function that returns the names of the placeholder's pods."""
     amounts = {"requests": {"cpu": "1m", "memory": "16Mi"}, "limits": {GPU: "1", "memory": "64Mi"}}
     values = {
         **MINIMAL,
-        "cluster": {"namespace": namespace},
         "environment": {"image": Settings().environment.image},
         "placeholders": {"replicas": 1, "resources": amounts},
     }
-    objects = template(values, "--namespace", namespace)
-    (deployment,) = (each for each in of_kind(objects, "Deployment") if "placeholder" in each["metadata"]["name"])
-    (priority,) = of_kind(objects, "PriorityClass")
-    name = f"deployment/{deployment['metadata']['name']}"
-    kube.apply(priority, deployment)
-    try:
-        kube.kubectl("rollout", "status", name, "-n", namespace, "--timeout=60s")
-        yield placeholders(namespace)[0]
-    finally:
-        kube.kubectl("delete", name, "-n", namespace)
-        kube.kubectl("delete", "priorityclass", priority["metadata"]["name"])
-
-
-def placeholders(namespace: str) -> list[str]:
-    """Return the names of the placeholders' pods."""
-    found = kube.get("pods", "-n", namespace, "-l", "app.kubernetes.io/component=placeholder")
-    return [pod["metadata"]["name"] for pod in found]
+    with new_namespace() as namespace:
+        values["cluster"] = {"namespace": namespace}
+        objects = template(values, "--namespace", namespace)
+        (deployment,) = (each for each in of_kind(objects, "Deployment") if "placeholder" in each["metadata"]["name"])
+        (priority,) = of_kind(objects, "PriorityClass")
+        kube.apply(priority, deployment)
+        try:
+            kube.kubectl(
+                "rollout", "status", f"deployment/{deployment['metadata']['name']}", "-n", namespace, "--timeout=60s"
+            )
+            yield lambda: [pod["metadata"]["name"] for pod in kube.get("pods", "-n", namespace)]
+        finally:
+            kube.kubectl("delete", "priorityclass", priority["metadata"]["name"])
 
 
 def action_container(pod: Object) -> Object:
@@ -93,7 +88,8 @@ async def test_each_action_gets_the_pod_of_its_class_on_an_agent_that_has_the_cl
     own_lab.agent(environment={"classes": {"gpu": CLASSES["gpu"]}})
     ran = {"image": BUSYBOX, "commands": ["echo ran"]}
     # The placeholder has the only GPU, and yields it to the action.
-    with placeholder(own_lab.namespace) as evicted:
+    with placeholder() as placeholders:
+        (evicted,) = placeholders()
         reports = own_lab.run(
             {
                 "plain": ran,
@@ -105,7 +101,7 @@ async def test_each_action_gets_the_pod_of_its_class_on_an_agent_that_has_the_cl
                 "other-image": {**ran, "image": DEBIAN, "class": "gpu"},
             }
         )
-        assert evicted not in placeholders(own_lab.namespace)
+        assert evicted not in placeholders()
     for name in ("plain", "large", "arm64", "gpu", "strict"):
         assert reports[name].outcome == ("succeeded", None, 0), reports[name]
     for name, words in (("too-large", "65Mi is over the maximum of 64Mi"), ("other-image", "is not allowed")):
