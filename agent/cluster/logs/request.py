@@ -57,7 +57,11 @@ class LogRequest:
         self.timeout = timeout
         self.stack = AsyncExitStack()
         self.response: aiohttp.ClientResponse | None = None
+        # The task that sends the request and reads the first bytes. Later bytes are read without a task.
         self.reading: asyncio.Task[bytes] | None = None
+        self.changed: asyncio.Task[None] | None = None
+        # The timeout of the read that ends early when `changed` is done.
+        self.limit: asyncio.Timeout | None = None
         self.head = b""
         self.fresh_at: float | None = None
         self.stalled = False
@@ -97,23 +101,54 @@ class LogRequest:
         """
         began = now()
         self.stalled = self.stalled or began - self.returned_at > STALL
-        if self.reading is None:
+        if self.reading is None and self.response is not None:
             if buffered := self.buffered():
                 self.returned_at = began
                 return buffered
+            block = await self.next_block(changed, silence)
+        else:
+            block = await self.first_block(changed, silence)
+        self.returned_at = now()
+        if block is None:
+            return None
+        self.stalled = self.stalled and self.returned_at - began < FRESH
+        if not self.stalled:
+            self.fresh_at = self.returned_at
+        return block
+
+    async def first_block(self, changed: asyncio.Task[None], silence: float) -> bytes | None:
+        """Do the work of `block` before the response has begun. A task keeps the request open between the calls."""
+        if self.reading is None:
             self.reading = asyncio.create_task(self.read(), name="log: read")
         waited_for: set[asyncio.Task[bytes] | asyncio.Task[None]] = {self.reading}
         if not changed.done():
             waited_for.add(changed)
         await asyncio.wait(waited_for, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
-        self.returned_at = now()
         if not self.reading.done():
             return None
         reading, self.reading = self.reading, None
-        self.stalled = self.stalled and self.returned_at - began < FRESH
-        if not self.stalled:
-            self.fresh_at = self.returned_at
         return reading.result()
+
+    async def next_block(self, changed: asyncio.Task[None], silence: float) -> bytes | None:
+        """Do the work of `block` on an open response, without a task, because each line of a quiet log is a block.
+
+        A cancelled read leaves the bytes in the response.
+        """
+        if changed is not self.changed:
+            self.changed = changed
+            changed.add_done_callback(self.end_wait)
+        try:
+            async with asyncio.timeout(silence) as limit:
+                self.limit = None if changed.done() else limit
+                return await self.read()
+        except TimeoutError:
+            return None
+        finally:
+            self.limit = None
+
+    def end_wait(self, _: asyncio.Task[None]) -> None:
+        if self.limit is not None and not self.limit.expired():
+            self.limit.reschedule(now())
 
     def check(self) -> None:
         """Check that the response is a log, and not the kubelet's error message with status 200.

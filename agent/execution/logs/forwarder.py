@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # Number of bytes of log that are searched for secrets at once, before other tasks of the agent run. With secrets that
 # match everywhere the search takes about 30 milliseconds.
 PORTION = 8 * 1024
+# Number of bytes that count for each piece in addition to its own bytes, because many small pieces take time too.
+PIECE_COST = 256
 
 
 async def send_log(session: Session, environment: Environment, settings: Settings) -> None:
@@ -45,14 +47,17 @@ async def send_log(session: Session, environment: Environment, settings: Setting
             await session.reporter.write_log(f"[masked in part, because too long: {', '.join(masker.too_long)}]")
     stream = LogStream(environment.markers, masker, settings.logs.max_line, start)
     clock = CommandClock(start.command)
-    dropped = 0
+    dropped = unshared = 0
     async with aclosing(environment.log(start)) as items:
         async for item in items:
             match item:
                 case LogPiece():
                     for portion in portions(item, masker):
                         await pass_on(session, environment, stream.feed(portion), clock)
-                        await asyncio.sleep(0)
+                        unshared += len(portion.data) + PIECE_COST
+                        if unshared >= PORTION:
+                            unshared = 0
+                            await asyncio.sleep(0)
                 case LogGap():
                     await pass_on(session, environment, stream.gap(item), clock)
                 case LogLost():
