@@ -125,6 +125,9 @@ def test_a_warm_pod_holds_nothing_of_an_action() -> None:
     assert SESSION not in meta["annotations"]
     assert ACTION_LABEL not in meta["labels"]
     assert meta["annotations"][manifest.SAFE_TO_EVICT] == "true"
+    # The order, with the values of secrets, gets into a volume in memory.
+    (order,) = (each for each in body["spec"]["volumes"] if each["name"] == "order")
+    assert order["emptyDir"]["medium"] == "Memory"
     # It has the shape of the action's own pod, apart from the variables of container `helper` and the deadline.
     own = manifest.pod(plan_of(), SETTINGS)
     for pod in (own, body):

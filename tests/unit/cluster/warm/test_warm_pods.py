@@ -351,6 +351,17 @@ async def test_an_old_pod_is_replaced(api: SharedApi) -> None:
         assert agent.sample("warm_pod_seconds_total", use="wasted") > 0
 
 
+async def test_a_warm_pod_fits_itself_into_a_limit_range_and_is_given_to_the_action(api: SharedApi) -> None:
+    message = "minimum cpu usage per Container is 50m, but request is 10m"
+    api.answer("create", "/pods", 403, f'pods "p" is forbidden: {message}')
+    async with warm_agent(api) as agent:
+        (name,) = await agent.ready()
+        assert api.pods[name]["spec"]["containers"][0]["resources"]["requests"]["cpu"] == "50m"
+        environment = await begin(agent)
+        assert environment.plan.name == name
+        await environment.remove()
+
+
 async def test_a_full_quota_takes_a_warm_pod_before_an_action_waits(
     api: SharedApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
