@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,38 +265,47 @@ def doctor(
 
 @cli.group()
 def cache() -> None:
-    """Look after the cache in the object store."""
+    """Look after the cache in the object store, or on a volume."""
 
 
 @cache.command()
 @settings_options
 @click.option("--older-than", metavar="DURATION", help="Delete entries that were stored before this time, as in 30d.")
 @click.option("--max-bytes", metavar="SIZE", help="Delete the oldest entries until the rest fits, as in 100Gi.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder in which the volume of caches is mounted. No settings are read.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
 def prune(
-    config: Path | None, assignments: tuple[str, ...], older_than: str | None, max_bytes: str | None, dry_run: bool
+    config: Path | None,
+    assignments: tuple[str, ...],
+    older_than: str | None,
+    max_bytes: str | None,
+    folder: Path | None,
+    dry_run: bool,
 ) -> None:
     """Delete old entries of the cache, and archives that no entry names.
 
     Without an option, only archives without an entry are deleted. The settings name the store and the key.
     """
     from agent.console.formatting import size_text
-    from agent.objects import prune as pruning
-    from agent.objects.cache import CacheStore
-    from agent.objects.store import ObjectStore
+    from agent.objects.prune import prune_store
+    from agent.objects.prune_folder import prune_folder
 
-    settings = load(config, parse_assignments(assignments))
-    if settings.caches.sign_key_file is None:
-        raise SettingsError("caches.store: is none, so there is no cache to prune")
-    store = CacheStore(ObjectStore(settings.objects), settings.caches.sign_key_file)
     seconds = parse_duration("--older-than", older_than) if older_than else None
     limit = parse_size("--max-bytes", max_bytes) if max_bytes else None
-    done = run_in_event_loop(
-        lambda: pruning.prune(store, time.time(), older_than=seconds, max_bytes=limit, dry_run=dry_run)
-    )
+    if folder is not None:
+        done = prune_folder(folder, older_than=seconds, max_bytes=limit, dry_run=dry_run)
+    else:
+        settings = load(config, parse_assignments(assignments))
+        done = run_in_event_loop(lambda: prune_store(settings, older_than=seconds, max_bytes=limit, dry_run=dry_run))
     verb = "would delete" if dry_run else "deleted"
     click.echo(f"{verb} {done.entries} entries and {done.archives} archives ({size_text(done.bytes)})")
     click.echo(f"{done.kept_entries} entries and {size_text(done.kept_bytes)} stay")
+    if done.cut:
+        click.echo("there are more files than were listed, so run this again")
 
 
 @cli.command()

@@ -29,6 +29,7 @@ from agent.cluster.in_pod import (
 )
 from agent.cluster.in_pod.files import (
     cache_archive,
+    cache_claim,
     cache_hash,
     caches,
     collect_files,
@@ -53,6 +54,8 @@ PYTHON = ("python3", "-I", "-S", "-X", "utf8", "-c")
 SNAPSHOT = "/log/snapshot"
 # Folder of the log file, on a volume of container `helper` alone.
 LOG_FOLDER = "/log"
+# Folder of the volume of caches, which only container `helper` mounts.
+CLAIM_FOLDER = "/caches"
 # The FIFO by which an errand sends a word to the helper's gate.
 GATE = f"{LOG_FOLDER}/{start_gate.GATE}"
 # Number of characters of one piece of the order. Linux limits a variable to 128 KiB. A character has up to 4 bytes.
@@ -96,8 +99,8 @@ def receive_inputs_program() -> tuple[str, ...]:
 @cache
 def caches_program() -> tuple[str, ...]:
     """Return the command that restores or saves caches, without the arguments that `caches.main` takes."""
-    files = (store_client, downloads, errand_lock, collect_files, send_objects, cache_hash, cache_archive, caches)
-    return (*PYTHON, one_liner(workspace, glob, *files))
+    transfers = (store_client, downloads, errand_lock, collect_files, send_objects)
+    return (*PYTHON, one_liner(workspace, glob, *transfers, cache_hash, cache_archive, cache_claim, caches))
 
 
 @cache

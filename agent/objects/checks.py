@@ -10,7 +10,8 @@ import secrets
 from typing import TYPE_CHECKING
 
 from agent.domain.check_result import failed, ok, skipped, warning
-from agent.objects.cache import Archive, CacheStore, Place, version_of
+from agent.objects.cache import CacheStore
+from agent.objects.cache_entries import Archive, Place, version_of
 from agent.objects.errors import StoreError
 from agent.objects.store import ObjectStore, checksum_header
 

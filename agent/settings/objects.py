@@ -65,15 +65,21 @@ class ObjectSettings(Section):
 class CacheSettings(Section):
     """Caches of actions: paths of the workspace that are kept for later actions. docs/cache.md explains them."""
 
-    store: Literal["none", "objects"] = Field(
+    store: Literal["none", "objects", "claim"] = Field(
         "none",
         description="Where caches are kept. With `none`, actions run without their caches. "
-        "With `objects`, in the object store of the section `objects`.",
+        "With `objects`, in the object store of the section `objects`. With `claim`, on a volume.",
+    )
+    claim: str = Field(
+        "",
+        pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$",
+        description="Name of a PersistentVolumeClaim in the namespace of actions, for `claim`. "
+        "Only container `helper` mounts it, in the pods of actions with caches.",
     )
     sign_key_file: Path | None = Field(
         None,
         description="File with at least 32 random characters, by which agents sign the entries of the cache. "
-        "All agents that share a cache need the same key. Needed with `objects`.",
+        "All agents that share a cache need the same key. Needed with `objects` and `claim`.",
     )
     max_size: Size = Field(2 << 30, gt=0, description="Largest size of the archive of one cache, in bytes.")
     restore_timeout: Duration = Field(
@@ -83,7 +89,9 @@ class CacheSettings(Section):
 
     @model_validator(mode="after")
     def signs_entries(self) -> CacheSettings:
-        """Refuse a cache whose entries are not signed."""
+        """Refuse a cache whose entries are not signed, and a claim without a name."""
         if self.store != "none" and self.sign_key_file is None:
             raise ValueError(f"caches.sign_key_file: must be set, because caches.store is {self.store}")
+        if (self.store == "claim") != bool(self.claim):
+            raise ValueError("caches.claim: must be set if caches.store is claim, and only then")
         return self

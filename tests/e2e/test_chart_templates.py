@@ -170,6 +170,7 @@ WRONG: dict[str, tuple[Object, str]] = {
         {"autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 2}},
         "autoscaling.minReplicas must not be larger than autoscaling.maxReplicas",
     ),
+    "no claim to delete from": ({"cachePrune": {"schedule": "@daily"}}, "cachePrune.schedule: is for"),
     "no namespace of its own": (
         {"actions": {"createNamespace": True}, "cluster": {"namespace": NAMESPACE}},
         "cluster.namespace must not be",
@@ -362,6 +363,28 @@ def test_images_are_pulled_beforehand_with_the_pull_secrets_of_actions() -> None
     objects = template({**MINIMAL, "environment": environment, "prepull": {"images": [BUSYBOX]}})
     (found,) = of_kind(objects, "DaemonSet")
     assert found["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "second"}, {"name": "first"}]
+
+
+def test_a_cron_job_deletes_old_entries_from_the_claim_of_caches(namespace: str) -> None:
+    caches = {"store": "claim", "claim": "ci-caches", "sign_key_file": "/key"}
+    prune = {"schedule": "17 3 * * *", "maxBytes": "200Gi"}
+    for profile, user in (("baseline", 0), ("restricted", 1000)):
+        environment = {"profile": profile, "user": 1000}
+        values = {**MINIMAL, "caches": caches, "cachePrune": prune, "environment": environment}
+        objects = template({**values, "cluster": {"namespace": namespace}})
+        (found,) = of_kind(objects, "CronJob")
+        kube.apply(found)  # the API server knows all fields
+        pod = found["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["args"] == ["cache", "prune", "--folder=/caches", "--older-than=30d", "--max-bytes=200Gi"]
+        assert (container["securityContext"]["runAsUser"], pod["volumes"][0]["persistentVolumeClaim"]) == (
+            user,
+            {"claimName": "ci-caches"},
+        )
+        (role,) = of_kind(objects, "Role")
+        (rule,) = (each for each in role["rules"] if each["resources"] == ["persistentvolumeclaims"])
+        assert (rule["verbs"], rule["resourceNames"]) == (["get"], ["ci-caches"])
+    assert not of_kind(template(MINIMAL), "CronJob")
 
 
 def test_a_class_keeps_null_so_that_it_can_remove_a_field(tmp_path: Path) -> None:

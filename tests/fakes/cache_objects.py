@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 from agent.objects.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tests.fakes.object_store import FakeStore
 
@@ -24,13 +24,15 @@ class CacheObjects:
     """`faults` holds the status of the next small requests, None for a normal answer. `requests` are those sent.
 
     The time of an object is its place in the order of writes. `conditional`: the store knows If-None-Match.
+    `backwards`: names are listed against the alphabet. `after` is called after each small request was carried out.
     """
 
     def __init__(self, fake: FakeStore) -> None:
         self.fake = fake
         self.settings = SimpleNamespace(prefix=PREFIX)
         self.ca = ""
-        self.conditional = True
+        self.conditional, self.backwards = True, False
+        self.after: Callable[[str], None] = lambda _: None
         self.faults: deque[int | None] = deque()
         self.requests: list[str] = []
 
@@ -69,6 +71,12 @@ class CacheObjects:
             raise StoreError(f"HTTP {status}", status=status, retryable=status >= 500)
         if query:
             return {}, self.listed(query)
+        answer = self.objects.get(name, b"")
+        self.carry_out(method, name, headers, body)
+        self.after(f"{method} {name}")
+        return {}, answer
+
+    def carry_out(self, method: str, name: str, headers: Mapping[str, str] | None, body: bytes) -> None:
         if method == "PUT":
             if headers and not self.conditional:
                 raise StoreError("HTTP 501", status=501)
@@ -79,11 +87,11 @@ class CacheObjects:
             self.fake.objects.pop(self.path(name), None)
         elif name not in self.objects:
             raise StoreError("HTTP 404", status=404)
-        return {}, self.objects.get(name, b"")
 
     def listed(self, query: Mapping[str, str]) -> bytes:
         """Return one page of a list. The continuation token is the number of names before the page."""
-        names = [name for name in sorted(self.objects) if name.startswith(query["prefix"])]
+        found = (name for name in self.objects if name.startswith(query["prefix"]))
+        names = sorted(found, reverse=self.backwards)
         start, size = int(query.get("continuation-token") or 0), int(query["max-keys"])
         order = list(self.objects)
         rows = "".join(

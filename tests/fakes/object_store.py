@@ -119,7 +119,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         fault = self.store.next_fault(f"GET {self.path}")
-        if isinstance(fault, int):
+        if fault == "stall":
+            self.store.ended.wait()
+            self.close_connection = True
+        elif isinstance(fault, int):
             self.answer(fault, b"<Error><Code>Scripted</Code></Error>")
         elif self.path not in self.store.objects:
             self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")

@@ -1,14 +1,16 @@
 """Restore and save the caches of an action, by an exec of the program `caches` in container `helper`.
 
 The exec carries a few hundred bytes for each cache: requests of the agent as lines of JSON, and the answers of the
-program. The agent chooses entries and signs URLs. The helper moves the archives. A conversation lives as long as its
-exec. A fault of one cache is its result. An error is raised only if the exec breaks.
+program. The agent chooses entries, and the helper moves the archives. `StoreConversation` is for a cache in an object
+store, and `claim_caches` for one on a volume. A conversation lives as long as its exec. A fault of one cache is its
+result. An error is raised only if the exec breaks.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,8 @@ from agent.domain.artifacts import FileEnd, FileStart
 from agent.domain.errors import ClusterError
 from agent.domain.events import CacheKind, CacheResult
 from agent.domain.references.cache_key import HASH, filled_in, hashes_in
-from agent.objects.cache import Archive, ArchiveGrants, EntryRefused, Place, version_of
+from agent.objects.cache import ArchiveGrants
+from agent.objects.cache_entries import Archive, EntryRefused, Place, version_of
 from agent.objects.errors import StoreError
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from agent.cluster.api.exec import ExecStream
     from agent.domain.actions import Cache, CacheScope
     from agent.objects.cache import CacheStore
+    from agent.objects.cache_entries import CacheLayout
 
 # Faults after which no other action could use the entry either.
 BROKEN = ("missing", "digest", "archive")
@@ -54,7 +58,8 @@ class CacheRequest:
 
     def command(self, word: str, workspace: str) -> list[str]:
         numbers = (str(int(self.seconds)), str(self.max_bytes))
-        return [*packaging.caches_program(), word, workspace, packaging.LOG_FOLDER, *numbers]
+        folders = (workspace, packaging.LOG_FOLDER, packaging.CLAIM_FOLDER)
+        return [*packaging.caches_program(), word, *folders, *numbers]
 
     @property
     def write_scope(self) -> str:
@@ -62,13 +67,54 @@ class CacheRequest:
         return self.scope.write if self.writes else ""
 
 
-class CacheConversation:
-    """The agent's side of one exec. `restore` and `save` use one each."""
+class CacheConversation(ABC):
+    """The agent's side of one exec. `restore` and `save` use one each. A subclass knows where the cache is."""
 
-    def __init__(self, stream: ExecStream, store: CacheStore, request: CacheRequest, ca: str) -> None:
-        self.stream, self.store, self.request, self.ca = stream, store, request, ca
+    def __init__(self, stream: ExecStream, cache: CacheLayout, request: CacheRequest, ca: str = "") -> None:
+        self.stream, self.cache, self.request, self.ca = stream, cache, request, ca
         self.answers: AsyncIterator[bytes] = lines(stream)
         self.stuck = False  # the program waits for signed URLs that it will not get
+
+    @abstractmethod
+    async def find_entry(self, place: Place) -> Archive | None:
+        """Return the archive of an entry, None if there is no entry.
+
+        Raises:
+            EntryRefused: the signature of the entry is wrong.
+            StoreError: the cache cannot be asked.
+        """
+
+    @abstractmethod
+    async def find_newest(self, scope: str, prefix: str, version: str) -> tuple[str, Archive] | None:
+        """Return the key and the archive of the newest entry of a scope whose key begins with `prefix`.
+
+        Raises:
+            StoreError: the cache cannot be asked.
+        """
+
+    @abstractmethod
+    async def drop_entry(self, place: Place) -> None:
+        """Delete an entry.
+
+        Raises:
+            StoreError: the entry cannot be deleted.
+        """
+
+    @abstractmethod
+    async def source(self, place: Place, archive: Archive) -> dict[str, object]:
+        """Return where the helper finds the archive of an entry.
+
+        Raises:
+            StoreError: there are no credentials.
+        """
+
+    @abstractmethod
+    async def put(self, cache: Cache, place: Place) -> CacheResult:
+        """Let the helper store an archive, and store its entry.
+
+        Raises:
+            StoreError: the archive or the entry cannot be stored.
+        """
 
     async def send(self, message: dict[str, object]) -> None:
         data = json.dumps(message).encode() + b"\n"
@@ -89,8 +135,17 @@ class CacheConversation:
 
     async def ask(self, message: dict[str, object]) -> dict[str, Any]:
         await self.send(message)
-        answer: dict[str, Any] = json.loads(await self.read())
+        return self.timely(await self.read())
+
+    def timely(self, line: bytes) -> dict[str, Any]:
+        """Return the answer in a line of the program.
+
+        Raises:
+            ClusterError: the program has ended at its time limit.
+        """
+        answer: dict[str, Any] = json.loads(line)
         if answer.get("fault") == "time":
+            self.cache.breaker.count(failed=True)
             raise ClusterError(f"the caches were not copied within {self.request.seconds:g} s")
         return answer
 
@@ -148,20 +203,20 @@ class CacheConversation:
             for scope in self.request.scope.read:
                 place = Place(scope, key, version)
                 try:
-                    if (archive := await self.store.find(place)) is not None:
+                    if (archive := await self.find_entry(place)) is not None:
                         return key, archive
                 except EntryRefused:
                     await self.drop(place)
                     raise
         for scope in self.request.scope.read if prefix else ():
-            if (found := await self.store.find_newest(scope, prefix, version)) is not None:
+            if (found := await self.find_newest(scope, prefix, version)) is not None:
                 return found
         return None
 
     async def drop(self, place: Place) -> None:
         """Delete an entry that cannot be used, if this action may write there."""
         if place.scope == self.request.write_scope:
-            await self.store.drop(place)
+            await self.drop_entry(place)
 
     async def get(self, cache: Cache, key: str, used: str, archive: Archive) -> CacheResult:
         """Let the helper restore an archive.
@@ -172,13 +227,14 @@ class CacheConversation:
         if archive.size > self.request.max_bytes:
             text = f"the archive has {archive.size} bytes, more than caches.max_size"
             return CacheResult(key, CacheKind.MISS, message=text)
-        wanted = {"url": await self.store.url(archive), "size": archive.size, "sha256": archive.sha256}
+        place = Place(archive.scope, used, version_of(cache.paths))
+        wanted = await self.source(place, archive) | {"size": archive.size, "sha256": archive.sha256}
         answer = await self.ask({"get": wanted | {"paths": list(cache.paths)}})
         fault, message = str(answer.get("fault", "")), str(answer.get("message", ""))[:1000]
-        self.store.breaker.count(failed=fault == "store")
+        self.cache.breaker.count(failed=fault == "store")
         if fault:
             if fault in BROKEN:
-                await self.drop(Place(archive.scope, used, version_of(cache.paths)))
+                await self.drop(place)
             return CacheResult(key, CacheKind.MISS, message=message)
         kind = CacheKind.HIT if used == key else CacheKind.FALLBACK
         left = "; ".join(str(each)[:300] for each in answer["left"][: len(cache.paths)])
@@ -197,53 +253,81 @@ class CacheConversation:
         await self.ask({"end": []})
 
     async def save_one(self, cache: Cache, key: str) -> CacheResult:
-        began, failed = time.monotonic(), CacheResult(key, CacheKind.FAILED)
-        grants = ArchiveGrants(self.store, self.request.write_scope)
+        began = time.monotonic()
         try:
-            result = await self.put(cache, key, grants)
+            result = await self.put(cache, Place(self.request.write_scope, key, version_of(cache.paths)))
         except StoreError as error:
-            self.stuck = True
-            result = replace(failed, message=error.message)
-        finally:
-            await grants.abort()
+            result = CacheResult(key, CacheKind.FAILED, message=error.message)
         return replace(result, seconds=time.monotonic() - began)
 
-    async def put(self, cache: Cache, key: str, grants: ArchiveGrants) -> CacheResult:
-        """Let the helper store an archive, and store its entry."""
-        place = Place(self.request.write_scope, key, version_of(cache.paths))
+    def not_packed(self, key: str, answer: dict[str, Any]) -> CacheResult:
+        """Return the result of a cache that the program has not stored."""
+        kind = CacheKind.SKIPPED if answer["fault"] == "nothing" else CacheKind.FAILED
+        self.cache.breaker.count(failed=answer["fault"] == "store")
+        return CacheResult(key, kind, message=str(answer["message"])[:1000])
+
+
+class StoreConversation(CacheConversation):
+    """A conversation about caches in the object store."""
+
+    def __init__(self, stream: ExecStream, store: CacheStore, request: CacheRequest, ca: str = "") -> None:
+        super().__init__(stream, store, request, ca)
+        self.store = store
+
+    async def find_entry(self, place: Place) -> Archive | None:
+        return await self.store.find(place)
+
+    async def find_newest(self, scope: str, prefix: str, version: str) -> tuple[str, Archive] | None:
+        return await self.store.find_newest(scope, prefix, version)
+
+    async def drop_entry(self, place: Place) -> None:
+        await self.store.drop(place)
+
+    async def source(self, place: Place, archive: Archive) -> dict[str, object]:  # noqa: ARG002 - the URL is enough
+        return {"url": await self.store.url(archive)}
+
+    async def put(self, cache: Cache, place: Place) -> CacheResult:
+        grants = ArchiveGrants(self.store, place.scope)
+        try:
+            return await self.upload(cache, place, grants)
+        except StoreError:
+            self.stuck = True
+            raise
+        finally:
+            await grants.abort()
+
+    async def upload(self, cache: Cache, place: Place, grants: ArchiveGrants) -> CacheResult:
+        """Answer the program's questions until the archive is stored, and store its entry."""
         limit = self.request.max_bytes
         upload = Conversation(self.stream, grants, ArchiveLimits(1, limit, limit, self.request.seconds), self.ca)
         await self.send({"pack": list(cache.paths)})
         while True:
             line = await self.read()
-            answer = json.loads(line)
+            answer = self.timely(line)
             if "fault" in answer:
-                kind = CacheKind.SKIPPED if answer["fault"] == "nothing" else CacheKind.FAILED
-                self.store.breaker.count(failed=answer["fault"] == "store")
-                return CacheResult(key, kind, message=str(answer["message"])[:1000])
+                return self.not_packed(place.key, answer)
             parts = await upload.answer(line)
             if "stored" in answer:
                 break
         starts = [part for part in parts if isinstance(part, FileStart)]
         ends = [part for part in parts if isinstance(part, FileEnd)]
         if not starts or not ends:
-            return CacheResult(key, CacheKind.FAILED, message="the archive changed while it was read")
+            return CacheResult(place.key, CacheKind.FAILED, message="the archive changed while it was read")
         archive = Archive(place.scope, ends[0].sha256.hex(), starts[0].size)
         kind = CacheKind.SAVED if await self.store.add(place, archive) else CacheKind.EXISTS
-        return CacheResult(key, kind, bytes=archive.size)
+        return CacheResult(place.key, kind, bytes=archive.size)
 
 
 async def conversation_results(
-    stream: ExecStream, store: CacheStore, request: CacheRequest, ca: str, *, succeeded: bool | None = None
+    conversation: CacheConversation, *, succeeded: bool | None = None
 ) -> AsyncGenerator[CacheResult, None]:
     """Yield the results of one exec: of `save` after commands that `succeeded` or not, of `restore` if that is None.
 
     Raises:
         ClusterError: the exec broke. The caches without a result were neither restored nor saved.
     """
-    conversation = CacheConversation(stream, store, request, ca)
     try:
-        async with stream:
+        async with conversation.stream:
             results = conversation.restore() if succeeded is None else conversation.save(succeeded=succeeded)
             async with aclosing(results):
                 async for result in results:

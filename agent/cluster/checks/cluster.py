@@ -10,7 +10,7 @@ from contextlib import aclosing
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from agent.cluster.checks import class_pods, permissions, probe_pod, services
+from agent.cluster.checks import claim, class_pods, permissions, probe_pod, services
 from agent.domain.check_result import Finding, Verdict, failed, ok, skipped, warning
 from agent.domain.errors import ClusterError
 from agent.domain.quantities import quantity
@@ -48,6 +48,8 @@ async def examine(client: Client, settings: Settings, image: str, seconds: float
         if finding.verdict is Verdict.FAILED:
             missing.append(str(right))
     yield await quota(client, settings)
+    if settings.caches.store == "claim":
+        yield await claim.check_claim(client, settings)
     if lacking := [right for right in missing if right in PROBE_NEEDS]:
         yield skipped("probe", f"without the right to {lacking[0]} no pod can be created and deleted")
         return

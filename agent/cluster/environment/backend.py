@@ -22,6 +22,7 @@ from agent.cluster.pod.setup_status import SetupLimits
 from agent.cluster.warm.warm_pods import WarmPods
 from agent.domain.json import Object
 from agent.objects.cache import CacheStore
+from agent.objects.cache_entries import CacheLayout
 from agent.objects.store import ObjectStore
 from agent.settings import settings_of_class
 
@@ -40,10 +41,14 @@ TIMINGS = EnvironmentTimings()
 MAX_LIVE_LOGS = 100
 
 
-def cache_store(settings: Settings) -> CacheStore | None:
-    """Return the cache in the object store, None if the agent has none."""
-    file = settings.caches.sign_key_file
-    return CacheStore(ObjectStore(settings.objects), file) if settings.caches.store == "objects" and file else None
+def cache_of(settings: Settings) -> CacheLayout | None:
+    """Return the cache in the object store or on a claim, None if the agent has none."""
+    caches = settings.caches
+    if caches.store == "none" or caches.sign_key_file is None:
+        return None
+    if caches.store == "claim":
+        return CacheLayout(caches.sign_key_file)
+    return CacheStore(ObjectStore(settings.objects), caches.sign_key_file)
 
 
 class PodBackend:
@@ -89,7 +94,7 @@ class PodBackend:
             nudges=NudgeSwitch(client, lambda: settings.environment.nudge_kubelet and facts.nudges, watch.watched_pods),
             warm=self.warm,
             debug=debug,
-            cache=cache_store(settings),
+            cache=cache_of(settings),
             issuer=issuer,
             timings=timings,
         )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agent.cluster.environment.watch import PodWatch
     from agent.cluster.pod.setup_status import SetupLimits
     from agent.cluster.warm.warm_pods import WarmPods
-    from agent.objects.cache import CacheStore
+    from agent.objects.cache_entries import CacheLayout
     from agent.objects.grants import Issuer
     from agent.settings import Settings
 
@@ -58,6 +58,6 @@ class Context:
     nudges: NudgeSwitch
     warm: WarmPods
     debug: DebugOptions | None
-    cache: CacheStore | None
+    cache: CacheLayout | None
     issuer: Issuer | None
     timings: EnvironmentTimings

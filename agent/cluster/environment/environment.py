@@ -160,8 +160,11 @@ class PodEnvironment(FileTransfers):
         if self.refusal:
             raise ActionFailed(Stage.COMMANDS, Reason.INTERNAL, self.refusal)
         values = resume.secrets
-        action = replace(self.plan.action, secrets=dict(values))
+        # The annotation of the pod does not name the caches, which are saved after the commands.
+        caches = resume.action.caches if resume.action is not None else ()
+        action = replace(self.plan.action, secrets=dict(values), caches=caches)
         self.plan = replace(self.plan, action=action)
+        self.expectations = replace(self.expectations, wants_files=self.plan.wants_files)
         if values and not self.containers.may_have_run:
             try:
                 await creation.create_secret(self)

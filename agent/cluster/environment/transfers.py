@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING
 
 from agent.cluster.api.container_ref import ContainerRef
 from agent.cluster.api.exec import ExecStream
-from agent.cluster.artifacts import caches as cache_errand
 from agent.cluster.artifacts import collect, deliver, objects
 from agent.cluster.artifacts.archive_reader import ArchiveLimits
+from agent.cluster.artifacts.caches import CacheRequest, StoreConversation, conversation_results
+from agent.cluster.artifacts.claim_caches import ClaimConversation
 from agent.cluster.pod import manifest
 from agent.cluster.pod.fields import helper_status
 from agent.domain.artifacts import InputFile
+from agent.objects.cache import CacheStore
 from agent.objects.grants import MAX_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from agent.cluster.api.client import Client
+    from agent.cluster.artifacts.caches import CacheConversation
     from agent.cluster.environment.context import Context
     from agent.cluster.environment.watch import PodState
     from agent.domain.actions import ArtifactRules, Cache, CacheScope, Key
@@ -122,7 +125,7 @@ class FileTransfers:
         if self.context.settings.policy.cache == "off":
             return "policy.cache of this agent is off"
         if self.context.cache.breaker.is_open:
-            return "the object store has failed for several actions, so caches are not used for a minute"
+            return "the store of caches has failed for several actions, so caches are not used for a minute"
         return ""
 
     def restore_caches(self, caches: tuple[Cache, ...], scope: CacheScope) -> AsyncGenerator[CacheResult, None]:
@@ -137,9 +140,9 @@ class FileTransfers:
         request = self.cache_request(caches, scope, self.context.settings.caches.save_timeout)
         return self.run_cache_errand("save", request, succeeded=succeeded)
 
-    def cache_request(self, caches: tuple[Cache, ...], scope: CacheScope, seconds: float) -> cache_errand.CacheRequest:
+    def cache_request(self, caches: tuple[Cache, ...], scope: CacheScope, seconds: float) -> CacheRequest:
         settings, writes = self.context.settings, self.context.settings.policy.cache == "read-write"
-        return cache_errand.CacheRequest(caches, scope, self.image, seconds, settings.caches.max_size, writes)
+        return CacheRequest(caches, scope, self.image, seconds, settings.caches.max_size, writes)
 
     @property
     def image(self) -> str:
@@ -149,15 +152,18 @@ class FileTransfers:
         return found[0] if found else self.plan.action.image
 
     async def run_cache_errand(
-        self, word: str, request: cache_errand.CacheRequest, *, succeeded: bool | None = None
+        self, word: str, request: CacheRequest, *, succeeded: bool | None = None
     ) -> AsyncGenerator[CacheResult, None]:
-        store = self.context.cache
-        if store is None:
+        if (cache := self.context.cache) is None:
             return
         argv, seconds = request.command(word, self.workspace), request.seconds + CACHE_MARGIN
         stream = ExecStream(self.client, self.helper_container, argv, seconds=seconds, stdin=True)
-        results = cache_errand.conversation_results(stream, store, request, store.store.ca, succeeded=succeeded)
-        async with aclosing(results):
+        conversation: CacheConversation = (
+            StoreConversation(stream, cache, request, cache.store.ca)
+            if isinstance(cache, CacheStore)
+            else ClaimConversation(stream, cache, request)
+        )
+        async with aclosing(conversation_results(conversation, succeeded=succeeded)) as results:
             async for result in results:
                 yield result
 

@@ -1,4 +1,4 @@
-"""Build the environment variables of a pod's containers: the action's order, its variables and its secrets.
+"""Build the order of an action, the environment variables of its pod's containers, and the deadlines of the pod.
 
 The functions have no side effects. Container `helper` gets the order and the values of the secrets, and writes them
 into a volume in memory. So only the commands shell has the variables of the action. Container `action` itself has only
@@ -162,6 +162,26 @@ def helper_seconds(plan: Plan, settings: Settings) -> float:
     """Return the seconds after which container `helper` ends by itself, in case no agent deletes the pod."""
     waiting = gate_seconds(plan, settings) + copy_seconds(plan, settings)
     return math.ceil(plan.timeout + settings.policy.pull_timeout + waiting + ADOPTION_SECONDS)
+
+
+def deadline(plan: Plan, settings: Settings) -> int:
+    """Return `activeDeadlineSeconds`, which ends the pod if no agent is left to delete it.
+
+    A warm pod first waits. Its deadline is lowered when it gets an action.
+
+    The value is longer than all waits of the agent together, so that a live agent always ends the pod first.
+    """
+    policy = settings.policy
+    return math.ceil(
+        plan.idle_seconds
+        + policy.pull_timeout
+        + (policy.clone_timeout if plan.action.repository else 0)
+        + gate_seconds(plan, settings)
+        + plan.timeout
+        + settings.environment.grace
+        + copy_seconds(plan, settings)
+        + ADOPTION_SECONDS
+    )
 
 
 def copy_seconds(plan: Plan, settings: Settings) -> float:

@@ -20,16 +20,14 @@ from agent.cluster.in_pod import order as order_module
 from agent.cluster.pod import labels, session_annotation
 from agent.cluster.pod.action_order import (
     ACTION,
-    ADOPTION_SECONDS,
     HOME,
-    copy_seconds,
+    deadline,
     escape_command,
     order_variables,
     unexportable_variables,
 )
 from agent.cluster.pod.resources import HELPERS, helper_resources, resources
 from agent.cluster.pod.services.containers import host_aliases, scratch_volumes, service_containers
-from agent.cluster.pod.services.gate import gate_seconds
 from agent.cluster.pod.template_merge import merge
 from agent.cluster.supervisor import command as command_module
 from agent.domain.actions import When
@@ -51,6 +49,8 @@ GO = f"{command_module.ORDER_FOLDER}/{order_module.GO}"
 # longer.
 ORDER_LIMIT = "8Mi"
 CREDENTIALS = "/etc/sealci/credentials"
+# Name of the volume of caches.
+CACHES = "caches"
 SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 
 
@@ -187,26 +187,6 @@ def session_metadata(plan: Plan, claimed_at: datetime | None = None) -> Object:
     }
 
 
-def deadline(plan: Plan, settings: Settings) -> int:
-    """Return `activeDeadlineSeconds`, which ends the pod if no agent is left to delete it.
-
-    A warm pod first waits. Its deadline is lowered when it gets an action.
-
-    The value is longer than all waits of the agent together, so that a live agent always ends the pod first.
-    """
-    policy = settings.policy
-    return math.ceil(
-        plan.idle_seconds
-        + policy.pull_timeout
-        + (policy.clone_timeout if plan.action.repository else 0)
-        + gate_seconds(plan, settings)
-        + plan.timeout
-        + settings.environment.grace
-        + copy_seconds(plan, settings)
-        + ADOPTION_SECONDS
-    )
-
-
 def pod_security_context(settings: Settings) -> Object:
     # The profile of the pod holds for containers that a template or an admission webhook adds.
     security: Object = {"seccompProfile": {"type": "RuntimeDefault"}}
@@ -278,6 +258,7 @@ def helper_container(plan: Plan, settings: Settings) -> Object:
             {"name": "workspace", "mountPath": environment.workspace},
             {"name": "order", "mountPath": command_module.ORDER_FOLDER},
             {"name": "log", "mountPath": packaging.LOG_FOLDER},
+            *cache_mounts(plan, settings),
         ],
     }
 
@@ -320,6 +301,19 @@ def clone_container(plan: Plan, settings: Settings) -> Object:
     }
 
 
+def mounts_claim(plan: Plan, settings: Settings) -> bool:
+    """Return whether container `helper` can restore the caches of the action from the claim, or save them."""
+    scope = plan.action.cache_scope
+    used = bool(plan.action.caches) and scope is not None and bool(scope.read)
+    return used and settings.caches.store == "claim" and settings.policy.cache != "off"
+
+
+def cache_mounts(plan: Plan, settings: Settings) -> list[Object]:
+    """Return the mount of the claim in container `helper`. No other container mounts it."""
+    mount = {"name": CACHES, "mountPath": packaging.CLAIM_FOLDER, "readOnly": settings.policy.cache == "read"}
+    return [mount] if mounts_claim(plan, settings) else []
+
+
 def volumes(plan: Plan, settings: Settings) -> list[Object]:
     """Return the volumes. A home and the credentials are there only if the pod needs them."""
     found: list[Object] = [
@@ -329,6 +323,8 @@ def volumes(plan: Plan, settings: Settings) -> list[Object]:
         {"name": "log", "emptyDir": {}},
         *scratch_volumes(plan, settings),
     ]
+    if mounts_claim(plan, settings):
+        found.append({"name": CACHES, "persistentVolumeClaim": {"claimName": settings.caches.claim}})
     if settings.environment.profile == "restricted":
         found.append({"name": "home", "emptyDir": {"sizeLimit": settings.environment.workspace_limit}})
     if plan.action.repository and plan.action.repository.credentials:

@@ -160,7 +160,7 @@ def claim_patch(pod: Object, created: Object, plan: manifest.Plan, settings: Set
     session["labels"][labels.WARM] = None
     started = parse_timestamp(pod.get("status", {}).get("startTime")) or now
     # Kubernetes counts the deadline from the start of the pod, and accepts only a smaller value.
-    deadline = math.ceil(max(0.0, (now - started).total_seconds())) + manifest.deadline(plan, settings)
+    deadline = math.ceil(max(0.0, (now - started).total_seconds())) + action_order.deadline(plan, settings)
     body: Object = {"metadata": {"resourceVersion": pod["metadata"]["resourceVersion"], **session}}
     if deadline < created["spec"].get("activeDeadlineSeconds", math.inf):
         body["spec"] = {"activeDeadlineSeconds": deadline}

@@ -25,7 +25,7 @@ from agent.domain.errors import Refused, SchedulerError
 from agent.domain.session_state import SessionState
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
-from agent.scheduler.call_status import ConnectionBroken, error_of_status
+from agent.scheduler.call_status import ConnectionBroken, SentStatus, error_of_status
 
 if TYPE_CHECKING:
     from agent.scheduler.stream.credential_reload import CredentialReload
@@ -58,6 +58,7 @@ class Stream:
         self, settings: SchedulerSettings, call: Call, outbox: Outbox, health: HealthReporter, metrics: Metrics
     ) -> None:
         self.call = call
+        self.status = SentStatus(call)
         self.outbox = outbox
         self.health = health
         self.metrics = metrics
@@ -182,7 +183,7 @@ class Stream:
         try:
             message = await self.call.read()
         except aio.AioRpcError as error:
-            raise error_of_status(error.code(), error.details() or "") from error
+            raise await self.end_reason() from error
         if not isinstance(message, wire.SchedulerMessage):
             raise await self.end_reason()
         self.unanswered_since = None
@@ -190,7 +191,7 @@ class Stream:
 
     async def end_reason(self) -> ConnectionBroken | Refused:
         """Wait for the end of the call and return its reason."""
-        return error_of_status(await self.call.code(), await self.call.details() or "")
+        return error_of_status(*await self.status.read())
 
 
 def refused_error(message: wire.Refused) -> Refused:

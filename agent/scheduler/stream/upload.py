@@ -15,6 +15,7 @@ from agent.domain.artifacts import FileData, FileEnd, FileStart, StoredObject
 from agent.domain.errors import SchedulerError
 from agent.protocol.translate import UploadEnd, part_message, upload_header_message
 from agent.protocol.wire import agent_pb2 as wire
+from agent.scheduler.call_status import SentStatus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -97,12 +98,13 @@ async def upload(
     """
     packer = Packer(upload_header_message(key, agent_id))
     call: UploadCall = stub.UploadArtifacts(metadata=metadata)
+    status = SentStatus(call)
     try:
         async for part in parts:
             for chunk in packer.feed(part):
-                await write(call, chunk)
-        await write(call, packer.last_chunk())
-        receipt = await receive_receipt(call)
+                await write(call, status, chunk)
+        await write(call, status, packer.last_chunk())
+        receipt = await receive_receipt(call, status)
     finally:
         call.cancel()
     if (receipt.files, receipt.bytes) != (packer.files, packer.bytes):
@@ -113,7 +115,7 @@ async def upload(
     return receipt
 
 
-async def write(call: UploadCall, chunk: wire.ArtifactChunk) -> None:
+async def write(call: UploadCall, status: SentStatus, chunk: wire.ArtifactChunk) -> None:
     """Send one chunk. Waits while gRPC's flow control accepts no more data.
 
     Raises:
@@ -122,11 +124,11 @@ async def write(call: UploadCall, chunk: wire.ArtifactChunk) -> None:
     try:
         await call.write(chunk)
     except (aio.AioRpcError, asyncio.InvalidStateError, aio.UsageError):
-        await receive_receipt(call)
+        await receive_receipt(call, status)
         raise SchedulerError("the scheduler ended the upload before all files were sent") from None
 
 
-async def receive_receipt(call: UploadCall) -> wire.UploadReceipt:
+async def receive_receipt(call: UploadCall, status: SentStatus) -> wire.UploadReceipt:
     """End the agent's side of the call and wait for the receipt.
 
     Raises:
@@ -136,6 +138,5 @@ async def receive_receipt(call: UploadCall) -> wire.UploadReceipt:
         await call.done_writing()
         return await call
     except aio.AioRpcError as error:
-        raise SchedulerError(
-            f"the scheduler did not store the files: {error.code().name}: {error.details()}"
-        ) from error
+        code, details = await status.read()
+        raise SchedulerError(f"the scheduler did not store the files: {code.name}: {details}") from error

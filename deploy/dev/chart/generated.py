@@ -80,6 +80,7 @@ NARROWED: dict[str, Schema] = {
     "autoscaling.maxReplicas": AT_LEAST_ONE,
     "autoscaling.minReplicas": AT_LEAST_ONE,
     "autoscaling.targetPercent": PERCENT,
+    "cachePrune.resources": RESOURCES,
     "dashboard.enabled": SWITCH,
     "demoScheduler.from": OBJECTS,
     "demoScheduler.port": {"minimum": 1, "maximum": 65535},

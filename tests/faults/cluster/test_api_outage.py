@@ -36,8 +36,12 @@ ACTIONS = [f"count{number}" for number in range(4)]
 
 
 @pytest.fixture(autouse=True)
-def the_api_server(namespace: str) -> Iterator[None]:
-    """Restart the API server and its clients in the cluster after each test, so that they are connected again."""
+def the_api_server(own_lab: Lab) -> Iterator[None]:
+    """Restart the API server and its clients in the cluster after each test, so that they are connected again.
+
+    This happens before the lab closes, which waits until the kubelet has removed all pods.
+    """
+    assert own_lab
     yield
     kube.settle()
 

@@ -11,7 +11,9 @@ import pytest
 from aiohttp import StreamReader
 
 from agent.objects import cache as module
-from agent.objects.cache import Archive, CacheStore, EntryRefused, Place, version_of
+from agent.objects import prune as pruning
+from agent.objects.cache import CacheStore
+from agent.objects.cache_entries import Archive, EntryRefused, Place, version_of
 from agent.objects.errors import StoreError, read_answer
 from agent.objects.prune import UNNAMED_SECONDS, prune
 from agent.objects.store import ObjectStore
@@ -159,3 +161,29 @@ async def test_prune_deletes_old_entries_and_archives_without_entry(cache: Cache
     done = await prune(cache, DAY + 3 * UNNAMED_SECONDS, older_than=UNNAMED_SECONDS, dry_run=False)
     assert (done.entries, done.archives, done.kept_entries) == (2, 2, 0)
     assert list(objects.objects) == ["sealci/pool/artifact"]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+async def test_prune_keeps_archives_whose_entries_it_may_not_have_seen(
+    cache: CacheStore, objects: CacheObjects, monkeypatch: pytest.MonkeyPatch, *, backwards: bool
+) -> None:
+    # Names come in the order of the alphabet, so the archives of a scope come before its entries.
+    first, last = sorted(("main", "pr"), key=cache.folder)
+    for scope in (first, last):
+        for digit in "ef":
+            objects.write(cache.archive_name(archive(digit, scope)), bytes(10))
+        await cache.add(Place(scope, "k", VERSION), archive("e", scope))
+    objects.backwards = backwards
+    monkeypatch.setattr(module, "PAGE", 1)
+    monkeypatch.setattr(pruning, "MAX_PAGES", 5)
+    done = await prune(cache, DAY + UNNAMED_SECONDS, dry_run=False)
+    assert (done.archives, done.cut) == (0 if backwards else 1, True)
+    assert await cache.find(Place(last, "k", VERSION)) == archive("e", last)
+    left = {
+        name.rpartition("/blob/")[2][0] for name in objects.objects if name.startswith(f"{cache.folder(last)}/blob/")
+    }
+    assert left == {"e", "f"}, "the list ended before the entries of the last scope"
+    monkeypatch.setattr(pruning, "MAX_PAGES", 6)
+    objects.backwards = False
+    done = await prune(cache, DAY + UNNAMED_SECONDS, dry_run=False)
+    assert (done.archives, done.cut) == (2 if backwards else 1, False)

@@ -29,6 +29,10 @@ EXPANSION = 20  # the files may have at most this many times the bytes of the la
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+class NothingToPack(CacheFault):
+    """No path of the cache exists."""
+
+
 def leaves_workspace(path: str, target: str) -> bool:
     """Return whether the symbolic link PATH with this TARGET leads out of the workspace."""
     place = os.path.normpath(os.path.join(os.path.dirname(path), target))
@@ -132,10 +136,11 @@ class Packer:
         forget_members(self.archive)
 
 
-def pack(workspace: str, paths: list[str], file: BinaryIO, limit: int) -> int:
-    """Write PATHS of WORKSPACE as an archive into FILE. Return the number of members, 0 if no path exists.
+def pack(workspace: str, paths: list[str], file: BinaryIO, limit: int) -> None:
+    """Write PATHS of WORKSPACE as an archive into FILE.
 
     Raises:
+        NothingToPack: no path exists.
         CacheFault: the archive would have more than LIMIT bytes, or a path cannot be packed.
     """
     root = os.open(workspace, FOLDER)
@@ -149,7 +154,8 @@ def pack(workspace: str, paths: list[str], file: BinaryIO, limit: int) -> int:
                 packer.add_path(root, path)
     finally:
         os.close(root)
-    return len(packer.members)
+    if not packer.members:
+        raise NothingToPack("no path exists")
 
 
 # ---- unpacking

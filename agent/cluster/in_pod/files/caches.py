@@ -1,9 +1,10 @@
 """Restore the caches of an action before its commands, and save them afterwards. An errand in container `helper`.
 
 Each line on stdin is a request of the agent, and each line on stdout an answer, both JSON. The agent chooses keys and
-signs URLs. The program moves the bytes between the workspace and the object store. The word `restore` runs the requests
-`caches` (fill in placeholders), `get` (restore one cache) and `end` (keep a note for the errand that saves). The word
-`save` begins with that note, and runs the request `pack` for each cache, and then `end`.
+signs URLs. The program moves the bytes between the workspace and the object store, or the volume of caches. The word
+`restore` runs the requests `caches` (fill in placeholders), `get` (restore one cache) and `end` (keep a note for the
+errand that saves). The word `save` begins with that note, and runs the request `pack` for each cache, and then `end`.
+With a volume, both also run the requests about entries of `cache_claim`.
 
 An error of one cache is an answer, so that the others go on. The workspace is not trusted (see `cache_archive`), and an
 archive is unpacked only when its size and its hash are those that the agent has named.
@@ -17,7 +18,8 @@ import os
 import signal
 import sys
 
-from agent.cluster.in_pod.files.cache_archive import pack, unpack
+from agent.cluster.in_pod.files.cache_archive import NothingToPack, pack, unpack
+from agent.cluster.in_pod.files.cache_claim import Claim
 from agent.cluster.in_pod.files.cache_hash import CacheFault, hash_files
 from agent.cluster.in_pod.files.collect_files import Output
 from agent.cluster.in_pod.files.downloads import Downloads, Refused
@@ -48,8 +50,9 @@ def stop_late(*_: object) -> None:
 class CacheErrand:
     """Answers the requests of the agent. Lives as long as the program."""
 
-    def __init__(self, workspace: str, folder: str, seconds: int, limit: int) -> None:
+    def __init__(self, workspace: str, folder: str, seconds: int, limit: int, claim: str) -> None:
         self.workspace, self.folder, self.seconds, self.limit = workspace, folder, seconds, limit
+        self.claim = Claim(claim)
         self.temporary = f"{workspace}/{LEFT_CACHE}{os.urandom(8).hex()}"
         self.downloads = Downloads(lambda *_: None, lambda: None)
 
@@ -72,6 +75,8 @@ class CacheErrand:
                 self.write(self.facts(request))
             elif "get" in request:
                 self.write(self.answer(request["get"], user))
+            elif "end" not in request:
+                self.write(self.claim.answer(request))
             else:
                 with open(f"{self.folder}/.{NOTE}", "w") as file:
                     json.dump(request["end"], file)
@@ -106,18 +111,29 @@ class CacheErrand:
             remove_folder(self.temporary)
 
     def get(self, wanted: dict[str, Any], user: tuple[int, int] | None) -> list[str]:
+        """Copy an archive, check it, and unpack it. The copy cannot change after the check."""
         os.mkdir(self.temporary, 0o700)
-        path = f"{self.temporary}/{ARCHIVE}"
-        with open(path, "w+b") as file:
-            header = {"url": wanted["url"], "size": wanted["size"], "path": "the archive"}
-            client = StoreClient(self.downloads.trust)
-            digest = self.downloads.download(client, file.fileno(), header)
-            client.close()
+        with open(f"{self.temporary}/{ARCHIVE}", "w+b") as file:
+            if "file" in wanted:
+                digest = self.claim.copy(wanted["file"], wanted["size"], file.fileno())
+            else:
+                digest = self.download(wanted, file.fileno())
             if digest != wanted["sha256"]:
                 raise Refused("digest", "the archive has another sha256 than its entry")
             file.seek(0)
-            below = f"{self.temporary}/files"
-            return unpack(file, self.workspace, below, wanted["paths"], user, self.limit)
+            left = unpack(file, self.workspace, f"{self.temporary}/files", wanted["paths"], user, self.limit)
+        if "entry" in wanted:
+            self.claim.mark_used(wanted["entry"])
+        return left
+
+    def download(self, wanted: dict[str, Any], file: int) -> str:
+        """Copy an archive of the object store into FILE. Return its SHA-256."""
+        header = {"url": wanted["url"], "size": wanted["size"], "path": "the archive"}
+        client = StoreClient(self.downloads.trust)
+        try:
+            return self.downloads.download(client, file, header)
+        finally:
+            client.close()
 
     # ---- after the commands
 
@@ -126,24 +142,35 @@ class CacheErrand:
         with contextlib.suppress(OSError, ValueError), open(f"{self.folder}/{NOTE}") as file:
             note = json.load(file)
         self.write({"note": note})
-        while paths := self.read().get("pack"):
-            try:
-                self.put(paths)
-            except StoreUnavailable as error:
-                self.write({"fault": "store", "message": str(error)})
-            except (CacheFault, OSError) as error:
-                self.write({"fault": "archive", "message": str(error)})
-            finally:
-                remove_folder(self.temporary)
+        while (request := self.read()) and "end" not in request:
+            self.answer_save(request)
         self.write({})
+
+    def answer_save(self, request: dict[str, Any]) -> None:
+        """Run one request. `fault` is the kind of an error: `nothing`, `store` or `archive`."""
+        if "pack" not in request:
+            self.write(self.claim.answer(request))
+            return
+        paths = request["pack"]
+        try:
+            if "into" in request:
+                self.write({"packed": self.claim.pack(request["into"], self.workspace, paths, self.limit)})
+            else:
+                self.put(paths)
+        except NothingToPack:
+            self.write({"fault": "nothing", "message": f"there is no {' and no '.join(paths)}"})
+        except StoreUnavailable as error:
+            self.write({"fault": "store", "message": str(error)})
+        except (CacheFault, OSError) as error:
+            self.write({"fault": "archive", "message": str(error)})
+        finally:
+            remove_folder(self.temporary)
 
     def put(self, paths: list[str]) -> None:
         """Pack PATHS and put the archive into the store, as `send_objects` puts a file."""
         os.mkdir(self.temporary, 0o700)
         with open(f"{self.temporary}/{ARCHIVE}", "w+b") as file:
-            if not pack(self.workspace, paths, file, self.limit):
-                self.write({"fault": "nothing", "message": f"there is no {' and no '.join(paths)}"})
-                return
+            pack(self.workspace, paths, file, self.limit)
             file.flush()
             sender = ObjectSender(Output(1), [1, self.limit, self.limit, self.seconds], [], [], set())
             sender.send_file(ARCHIVE, file.fileno(), os.fstat(file.fileno()))
@@ -151,15 +178,16 @@ class CacheErrand:
 
 
 def main(arguments: list[str]) -> None:
-    """Run with the arguments WORD WORKSPACE FOLDER SECONDS LIMIT.
+    """Run with the arguments WORD WORKSPACE FOLDER CLAIM SECONDS LIMIT.
 
-    FOLDER is the log's folder. SECONDS is the time for all caches, and LIMIT the largest size of an archive in bytes.
+    FOLDER is the log's folder, and CLAIM the folder of the volume of caches, if there is one. SECONDS is the time for
+    all caches, and LIMIT the largest size of an archive in bytes.
     """
-    word, workspace, folder, seconds, limit = arguments
+    word, workspace, folder, claim, seconds, limit = arguments
     signal.signal(signal.SIGALRM, stop_late)
     signal.alarm(int(seconds))
     os.umask(0o022)
-    errand = CacheErrand(workspace, folder, int(seconds), int(limit))
+    errand = CacheErrand(workspace, folder, int(seconds), int(limit), claim)
     lock = Lock(f"{folder}/{LOCK}")
     lock.take()
     lock.write(errand.temporary)

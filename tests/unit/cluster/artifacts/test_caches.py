@@ -1,101 +1,49 @@
-"""Caches between a pod and the object store: the agent's side with the real program and a scripted store."""
+"""Caches between a pod and the cache: the agent's side with the real program, a scripted store, and a real folder."""
 
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cluster.api.exec import ExecStream
-from agent.cluster.artifacts.caches import CacheRequest, conversation_results
-from agent.cluster.packaging import LOG_FOLDER
-from agent.domain.actions import Cache, CacheScope, When
+from agent.domain.actions import Cache, When
 from agent.domain.errors import ClusterError
 from agent.domain.events import CacheKind, CacheResult
-from agent.objects.cache import CacheStore, Place, version_of
-from agent.objects.store import ObjectStore
-from tests.fakes.cache_objects import CacheObjects
-from tests.fakes.object_store import FakeStore, fake_store
-from tests.unit.cluster.artifacts.local_exec import LocalExec
+from agent.objects.cache_entries import Place, version_of
+from tests.fakes.object_store import fake_store
+from tests.unit.cluster.artifacts.cache_pods import (
+    CACHE,
+    FALLBACK,
+    HIT,
+    MISS,
+    PULL_REQUEST,
+    SAVED,
+    ClaimPods,
+    Pods,
+    StorePods,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MAIN = CacheScope("main", ("main",))
-PULL_REQUEST = CacheScope("pr", ("pr", "main"))
-CACHE = Cache("pip-{hash:*.txt}", (".cache/pip",), ("pip-old",), "pip-")
-HIT, FALLBACK, MISS, SAVED = CacheKind.HIT, CacheKind.FALLBACK, CacheKind.MISS, CacheKind.SAVED
-
-
-class Pods:
-    """Pods of one action after another, each with a workspace of its own, and one store for all."""
-
-    def __init__(self, folder: Path, fake: FakeStore) -> None:
-        self.folder, self.fake, self.number = folder, fake, 0
-        (folder / "key").write_text("k" * 40)
-        self.objects = CacheObjects(fake)
-        self.store = CacheStore(cast(ObjectStore, self.objects), folder / "key")
-        self.max_bytes = 1 << 20
-        self.writes = True
-        self.cut_after: int | None = None
-        self.new()
-
-    def new(self, **files: str) -> None:
-        """Begin the next pod. `files` is what the clone makes."""
-        self.number += 1
-        self.workspace = self.folder / f"w{self.number}"
-        self.log = self.folder / f"log{self.number}"
-        self.workspace.mkdir()
-        self.log.mkdir()
-        (self.log / "user").write_text("")
-        (self.workspace / "req.txt").write_text("six")
-        for name, text in files.items():
-            (self.workspace / name.replace("_", ".")).write_text(text)
-
-    def cached(self, text: str | None = None) -> str | None:
-        """Return the content of the cached file. With `text`, write it first, as the commands do."""
-        path = self.workspace / ".cache/pip/wheel"
-        if text is not None:
-            path.parent.mkdir(parents=True)
-            path.write_text(text)
-        return path.read_text() if path.exists() else None
-
-    async def run(self, word: str, *caches: Cache, scope: CacheScope = MAIN, ok: bool = True) -> list[CacheResult]:
-        request = CacheRequest(caches or (CACHE,), scope, "debian", 30, self.max_bytes, self.writes)
-        command = request.command(word, str(self.workspace))
-        argv = [sys.executable, *(str(self.log) if each == LOG_FOLDER else each for each in command[1:])]
-        stream = LocalExec(argv)
-        stream.cut_after = self.cut_after
-        succeeded = None if word == "restore" else ok
-        exec_stream = cast(ExecStream, stream)
-        results = [
-            replace(each, seconds=0.0)
-            async for each in conversation_results(exec_stream, self.store, request, "", succeeded=succeeded)
-        ]
-        assert [name for name in os.listdir(self.workspace) if name.startswith(".sealci")] == []
-        return results
-
-    async def fill(self, text: str, scope: CacheScope = MAIN, **files: str) -> None:
-        """Run a pod that misses, and saves `text`."""
-        self.new(**files)
-        assert {each.kind for each in await self.run("restore", scope=scope)} <= {MISS, FALLBACK}
-        if self.cached() is None:
-            self.cached(text)
-        assert [each.kind for each in await self.run("save", scope=scope)] == [SAVED]
-
-    @property
-    def blobs(self) -> list[str]:
-        return [path for path in self.fake.objects if "/blob/" in path]
-
 
 @pytest.fixture
-def pods(tmp_path: Path) -> Iterator[Pods]:
+def stored(tmp_path: Path) -> Iterator[StorePods]:
     with fake_store() as fake:
-        yield Pods(tmp_path, fake)
+        yield StorePods(tmp_path, fake)
+
+
+@pytest.fixture(params=["store", "claim"])
+def pods(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Pods]:
+    """Yield pods with a cache in an object store, and pods with a cache on a volume."""
+    if request.param == "claim":
+        yield ClaimPods(tmp_path)
+        return
+    with fake_store() as fake:
+        yield StorePods(tmp_path, fake)
 
 
 async def test_a_miss_is_saved_and_the_next_pod_hits(pods: Pods) -> None:
@@ -111,9 +59,9 @@ async def test_a_miss_is_saved_and_the_next_pod_hits(pods: Pods) -> None:
     (hit,) = await pods.run("restore")
     assert hit == CacheResult(saved.key, HIT, saved.key, saved.bytes)
     assert pods.cached() == "wheel"
-    asked = len(pods.objects.requests)
+    before = pods.files
     assert await pods.run("save") == [], "a key is never written twice"
-    assert len(pods.objects.requests) == asked
+    assert pods.files == before
 
 
 async def test_other_files_other_keys_and_other_paths_find_other_entries(pods: Pods) -> None:
@@ -144,14 +92,14 @@ async def test_a_pull_request_reads_main_and_writes_for_itself(pods: Pods) -> No
 async def test_a_flipped_byte_is_a_miss_and_the_entry_goes(pods: Pods) -> None:
     await pods.fill("good")
     (path,) = pods.blobs
-    data = bytearray(pods.fake.objects[path])
+    data = bytearray(pods.files[path])
     data[-9] ^= 1
-    pods.fake.objects[path] = bytes(data)
+    pods.write(path, bytes(data))
     pods.new()
     (result,) = await pods.run("restore", scope=PULL_REQUEST)
     assert (result.kind, result.message) == (MISS, "the archive has another sha256 than its entry")
     assert pods.cached() is None
-    assert len(pods.fake.objects) == 2, "a pull request cannot delete what main has written"
+    assert len(pods.files) == 2, "a pull request cannot delete what main has written"
     await pods.fill("mended")
     pods.new()
     assert [each.kind for each in await pods.run("restore")] == [HIT]
@@ -160,22 +108,23 @@ async def test_a_flipped_byte_is_a_miss_and_the_entry_goes(pods: Pods) -> None:
 
 async def test_an_entry_of_a_bucket_writer_is_refused(pods: Pods) -> None:
     await pods.fill("good")
-    (name,) = [name for name in pods.objects.objects if "/key/" in name]
-    pods.objects.write(name, pods.objects.objects[name].replace(b'"size"', b'"sise"'))
+    (name,) = pods.entries
+    pods.write(name, pods.files[name].replace(b'"size"', b'"sise"'))
     pods.new()
     (result,) = await pods.run("restore")
     assert result.kind is MISS
     assert "wrong signature" in result.message
     assert pods.cached() is None
-    assert name not in pods.objects.objects, "the key can be saved again"
+    assert pods.entries == [], "the key can be saved again"
 
 
 async def test_the_archive_is_gone(pods: Pods) -> None:
     await pods.fill("good")
-    del pods.fake.objects[pods.blobs[0]]
+    pods.write(pods.blobs[0], None)
     pods.new()
     (result,) = await pods.run("restore")
-    assert (result.kind, "no longer in the object store" in result.message) == (MISS, True)
+    assert (result.kind, "no longer in the" in result.message) == (MISS, True)
+    assert pods.entries == [], "the key can be saved again"
 
 
 async def test_another_action_saves_first(pods: Pods) -> None:
@@ -187,15 +136,15 @@ async def test_another_action_saves_first(pods: Pods) -> None:
     assert (result.kind, result.key) == (CacheKind.EXISTS, missed.key)
 
 
-async def test_the_end_of_the_commands_decides_whether_a_cache_is_saved(pods: Pods) -> None:
+async def test_the_end_of_the_commands_decides_whether_a_cache_is_saved(stored: StorePods) -> None:
     caches = tuple(
         Cache(each.value, (f"{each.value}.txt",), save=each) for each in (When.SUCCESS, When.ALWAYS, When.NEVER)
     )
-    await pods.run("restore", *caches)
+    await stored.run("restore", *caches)
     for each in caches:
-        (pods.workspace / each.paths[0]).write_text("x")
-    assert [each.key for each in await pods.run("save", *caches, ok=False)] == ["always"]
-    assert [(each.key, each.kind) for each in await pods.run("save", *caches)] == [
+        (stored.workspace / each.paths[0]).write_text("x")
+    assert [each.key for each in await stored.run("save", *caches, ok=False)] == ["always"]
+    assert [(each.key, each.kind) for each in await stored.run("save", *caches)] == [
         ("success", SAVED),
         ("always", CacheKind.EXISTS),
     ]
@@ -236,65 +185,77 @@ async def test_a_path_that_does_not_exist_is_not_saved(pods: Pods) -> None:
 
 
 @pytest.mark.parametrize("status", [403, 503])
-async def test_a_store_that_fails_is_a_miss_and_opens_the_breaker(pods: Pods, status: int) -> None:
-    pods.objects.faults.extend([status] * 6)
+async def test_a_store_that_fails_is_a_miss_and_opens_the_breaker(stored: StorePods, status: int) -> None:
+    stored.objects.faults.extend([status] * 6)
     for _ in range(3):
-        (result,) = await pods.run("restore")
+        (result,) = await stored.run("restore")
         assert (result.kind, result.message) == (MISS, f"HTTP {status}")
-    assert pods.store.breaker.is_open
+    assert stored.store.breaker.is_open
 
 
-async def test_an_upload_that_fails_leaves_nothing_to_be_found(pods: Pods) -> None:
-    await pods.run("restore")
-    pods.cached("x")
-    pods.fake.faults.append(404)
-    (result,) = await pods.run("save")
+async def test_an_upload_that_fails_leaves_nothing_to_be_found(stored: StorePods) -> None:
+    await stored.run("restore")
+    stored.cached("x")
+    stored.fake.faults.append(404)
+    (result,) = await stored.run("save")
     assert (result.kind, "HTTP 404" in result.message) == (CacheKind.FAILED, True)
-    pods.objects.faults.append(503)
-    (result,) = await pods.run("save")
+    stored.objects.faults.append(503)
+    (result,) = await stored.run("save")
     assert (result.kind, result.message) == (CacheKind.FAILED, "HTTP 503")
-    assert [name for name in pods.objects.objects if "/key/" in name] == []
+    assert stored.entries == []
 
 
 async def test_a_read_only_agent_deletes_nothing(pods: Pods) -> None:
     await pods.fill("good")
-    pods.fake.objects[pods.blobs[0]] = bytes(len(pods.fake.objects[pods.blobs[0]]))
+    pods.write(pods.blobs[0], bytes(len(pods.files[pods.blobs[0]])))
     pods.new()
     pods.writes = False
     (result,) = await pods.run("restore")
     assert result.kind is MISS
-    assert len(pods.fake.objects) == 2
+    assert len(pods.files) == 2
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
-async def test_an_exec_that_breaks_is_an_error_and_can_be_repeated(pods: Pods, cut: int) -> None:
-    await pods.fill("good")
-    pods.new()
-    pods.cut_after = cut
+async def test_an_exec_that_breaks_is_an_error_and_can_be_repeated(stored: StorePods, cut: int) -> None:
+    await stored.fill("good")
+    stored.new()
+    stored.cut_after = cut
     with pytest.raises(ClusterError):
-        await pods.run("restore")
-    pods.cut_after = None
-    (result,) = await pods.run("restore")
-    assert (result.kind, pods.cached()) == (HIT, "good")
+        await stored.run("restore")
+    stored.cut_after = None
+    (result,) = await stored.run("restore")
+    assert (result.kind, stored.cached()) == (HIT, "good")
 
 
-async def test_nothing_is_restored_after_the_commands_have_begun(pods: Pods) -> None:
-    await pods.fill("good")
-    pods.new()
-    (pods.log / "inputs.done").write_text("")
-    assert await pods.run("restore") == []
-    assert pods.cached() is None
+async def test_nothing_is_restored_after_the_commands_have_begun(stored: StorePods) -> None:
+    await stored.fill("good")
+    stored.new()
+    (stored.log / "inputs.done").write_text("")
+    assert await stored.run("restore") == []
+    assert stored.cached() is None
 
 
-async def test_a_pod_without_a_note_saves_nothing(pods: Pods) -> None:
-    pods.cached("x")
-    assert await pods.run("save") == []
+async def test_a_pod_without_a_note_saves_nothing(stored: StorePods) -> None:
+    stored.cached("x")
+    assert await stored.run("save") == []
 
 
-async def test_an_archive_over_the_limit_is_not_read(pods: Pods) -> None:
-    await pods.fill(os.urandom(5000).hex())
-    pods.new()
-    pods.max_bytes = 100
-    (result,) = await pods.run("restore")
+async def test_an_archive_over_the_limit_is_not_read(stored: StorePods) -> None:
+    await stored.fill(os.urandom(5000).hex())
+    stored.new()
+    stored.max_bytes = 100
+    (result,) = await stored.run("restore")
     assert (result.kind, "more than caches.max_size" in result.message) == (MISS, True)
-    assert await pods.store.find(Place("main", result.key, version_of(CACHE.paths))) is not None
+    place = Place("main", result.key, version_of(CACHE.paths))
+    assert stored.entries == [stored.cache.entry_name(place)]
+
+
+async def test_a_store_that_is_too_slow_ends_the_work_at_the_limit(stored: StorePods) -> None:
+    await stored.run("restore")
+    stored.cached("x")
+    stored.seconds = 1
+    stored.fake.faults.append("stall")
+    with pytest.raises(ClusterError, match="not copied within 1 s"):
+        await stored.run("save")
+    assert stored.cache.breaker.failures == 1
+    assert stored.entries == []

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from agent.cluster.in_pod.files import cache_archive, cache_hash
-from agent.cluster.in_pod.files.cache_archive import pack, unpack
+from agent.cluster.in_pod.files.cache_archive import NothingToPack, pack, unpack
 from agent.cluster.in_pod.files.cache_hash import CacheFault, hash_files
 
 LIMIT = 1 << 20
@@ -169,7 +169,8 @@ def test_what_cannot_be_packed_is_said(tmp_path: Path) -> None:
     with pytest.raises(CacheFault, match="d/python is a link to /usr/bin/python3, outside the workspace"):
         packed(one, "d")
     (one / "l").symlink_to("c")
-    assert pack(str(one), ["missing", "c/a/below", "l/a"], io.BytesIO(), LIMIT) == 0
+    with pytest.raises(NothingToPack):
+        pack(str(one), ["missing", "c/a/below", "l/a"], io.BytesIO(), LIMIT)
 
 
 def test_a_hash_depends_on_paths_content_and_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

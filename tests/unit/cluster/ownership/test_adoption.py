@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from agent.cluster.ownership.adoption import Adoption
 from agent.cluster.ownership.adoption_record import MOST_LOST
 from agent.cluster.ownership.orphans import Sweep
 from agent.cluster.pod import labels as labels_module
-from agent.domain.actions import Action, Key
+from agent.domain.actions import Action, ArtifactRules, Cache, Key, When
 from agent.domain.errors import ActionFailed, Reason
 from agent.domain.json import Object
 from agent.domain.session_state import Resume
@@ -277,6 +278,19 @@ async def test_a_malformed_claim_number_does_not_supersede_an_owned_session(
     assert adopter.backend.find_superseded(pod) is None
     pod["metadata"]["labels"][labels_module.CLAIM] = "3"
     assert adopter.backend.find_superseded(pod) is adopter.taken[0]
+
+
+async def test_an_adopted_action_without_artifacts_saves_its_caches(client: Client) -> None:
+    action = replace(ACTION, artifacts=ArtifactRules(when=When.NEVER), caches=(Cache("k", ("p",)),))
+    await orphan(client, action)
+    adopter = AdoptingAgent(client)
+    await adopter.list_pods()
+    await adopter.adoption.run_once()
+    (taken,) = adopter.taken
+    # The annotation of the pod does not name the caches.
+    assert not taken.expectations.wants_files
+    await taken.take_over(Resume(taken.plan.action.key, action=action))
+    assert taken.expectations.wants_files
 
 
 async def test_the_sweep_deletes_neither_handed_over_pods_nor_pods_that_another_agent_has_claimed(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.cluster.pod import manifest
+from agent.cluster.pod import action_order, manifest
 from agent.cluster.pod.action_order import order_variables
 from agent.cluster.pod.labels import ACTION as ACTION_LABEL
 from agent.cluster.pod.labels import CLASS, SESSION, WARM
@@ -191,6 +191,6 @@ def test_a_claim_makes_an_ordinary_pod_and_only_lowers_the_deadline() -> None:
     assert claimed_at_of(body) == NOW
     assert "hunter2" not in json.dumps(body)
     # The pod has waited for ten minutes, and Kubernetes counts from its start.
-    assert body["spec"]["activeDeadlineSeconds"] == 600 + manifest.deadline(plan, SETTINGS)
+    assert body["spec"]["activeDeadlineSeconds"] == 600 + action_order.deadline(plan, SETTINGS)
     created["spec"]["activeDeadlineSeconds"] = 5
     assert "spec" not in shape.claim_patch(seen, created, plan, SETTINGS, NOW)

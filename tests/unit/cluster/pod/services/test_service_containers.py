@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.cluster.pod import manifest, session_annotation
+from agent.cluster.pod import action_order, manifest, session_annotation
 from agent.cluster.pod.manifest import Plan
 from agent.cluster.pod.services.containers import largest_request
 from agent.domain.actions import Action, HealthCommand, Key, OnExit, Resources, Service, ServiceLog
@@ -115,7 +115,7 @@ def test_resources_of_a_service() -> None:
 
 def test_the_deadlines_inside_the_pod_allow_for_the_wait() -> None:
     more = Settings.model_validate({"services": {"timeout": "100s"}})
-    seconds = manifest.deadline(PLAN, more) - manifest.deadline(PLAIN, more)
+    seconds = action_order.deadline(PLAN, more) - action_order.deadline(PLAIN, more)
     assert seconds == 100
 
 
