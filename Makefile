@@ -24,6 +24,7 @@ $(VENV)/.done: requirements-dev.lock pyproject.toml
 lock: setup ## pin what pyproject.toml asks for
 	$(BIN)/uv pip compile -q pyproject.toml --extra otel --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements.lock
 	$(BIN)/uv pip compile -q pyproject.toml --extra dev --extra otel --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements-dev.lock
+	printf 'flask>=3.1\nflask-cors>=6\nmoto>=5.2\n' | $(BIN)/uv pip compile -q - --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 -o deploy/dev/cluster/builds/moto.lock
 
 proto: setup ## generate the code of the contracts
 	$(PROTOC) -Iagent/protocol/wire=proto/sealci/agent/v1 agent/protocol/wire/agent.proto
@@ -94,9 +95,10 @@ cluster-down: ## remove the cluster from this machine
 cluster-status: ## print the state of the cluster's components
 	$(CLUSTER_VERB) status
 
-tools: ## install or build the other programs that tests need: helm, an object store, Prometheus, a registry, a browser
+tools: ## install or build the other programs that tests need: helm, an object store, a token service, Prometheus, a registry, a browser
 	$(CLUSTER_VERB) helm
 	$(CLUSTER_VERB) versitygw
+	$(CLUSTER_VERB) moto
 	$(CLUSTER_VERB) prometheus
 	$(CLUSTER_VERB) registry
 	$(CLUSTER_VERB) browser

@@ -1,7 +1,12 @@
-"""Builds the agent from its parts. Only this module connects the parts with each other. It starts no task."""
+"""Builds the agent from its parts. Only this module connects the parts with each other. It starts no task.
+
+`build` makes the parts of the cluster's side first, then those of the scheduler's side, and at last the sessions, which
+use both sides.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.app.agent import VERSION, App
@@ -30,12 +35,58 @@ if TYPE_CHECKING:
 
     from agent.cluster.api.client import Client
     from agent.cluster.environment.interactive.debugging import DebugOptions
+    from agent.execution.ports import EventSink
     from agent.objects.grants import Issuer
     from agent.scheduler.classic.connection import ClassicConnection
     from agent.settings import Settings
     from agent.telemetry.traces import Traces
 
 TIMINGS = AppTimings()
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What the parts of both sides need: the settings, the client of the cluster, and the name of the agent."""
+
+    settings: Settings
+    client: Client
+    identity: Identity
+    handlers: Handlers
+    issuer: Issuer | None
+    timings: AppTimings
+
+    @property
+    def classic(self) -> bool:
+        return self.settings.scheduler.protocol == "classic"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterParts:
+    """The parts that use the cluster."""
+
+    watch: PodWatch
+    facts: ClusterFacts
+    pods: PodBackend
+    leases: Leases
+    sweep: Sweep
+    adoption: Adoption
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerParts:
+    """The parts that use the scheduler."""
+
+    outbox: Outbox
+    health: HealthReporter
+    connection: Connection | ClassicConnection
+
+    @property
+    def sink(self) -> EventSink:
+        """Return where sessions send their events.
+
+        With the classic protocol, the events of an action go into the gRPC call for this action, not into the outbox.
+        """
+        return self.outbox if isinstance(self.connection, Connection) else self.connection
 
 
 def build(
@@ -47,80 +98,83 @@ def build(
     timings: AppTimings = TIMINGS,
 ) -> App:
     """Return an agent that is ready to run."""
-    metrics = client.metrics
-    classes = tuple(settings.environment.classes)
-    identity = Identity.of(settings.agent.id, VERSION, agent_features(settings), classes)
-    handlers = Handlers()
+    identity = Identity.of(settings.agent.id, VERSION, agent_features(settings), tuple(settings.environment.classes))
+    base = Base(settings, client, identity, Handlers(), issuer_of(settings, identity.agent_id), timings)
     # In the classic protocol, a session ends when its agent ends. No other agent can adopt the session, so the pod
     # becomes an orphan.
-    classic = settings.scheduler.protocol == "classic"
-    adopts = settings.agent.adoption and not classic
+    adopts = settings.agent.adoption and not base.classic
 
-    # ---- parts that use the cluster
-    namespace, pool = settings.cluster.namespace, settings.agent.pool
-    watch = PodWatch(client, namespace, pool, metrics, identity.agent_id, on_change=handlers.pod_changed)
-    # `ClusterFacts` is empty here. The agent asks the cluster for the facts while it runs, because the answer of the
-    # cluster can be late, and a request to end the agent must not wait for the answer.
-    facts = ClusterFacts()
-    issuer = issuer_of(settings, identity.agent_id)
-    pods = PodBackend(
-        settings, client, watch, identity.agent_id, facts, debug=debug, issuer=issuer, timings=timings.environment
-    )
-    leases = Leases(client, settings, identity.agent_id, facts)
-    sweep = Sweep(pods, settings.cluster.sweep_interval, leases.is_gone if classic else None, leases.is_gone)
-    adoption = Adoption(pods, leases, handlers.adopt, open_for=handlers.may_adopt, timings=timings.adoption)
-
-    # ---- parts that use the scheduler
-    status = AgentStatus(settings, identity, client, pods, leases, sweep)
-    limits = settings.scheduler
-    outbox = Outbox(limits.window, metrics, limits.window_total, on_state_loss=handlers.reset)
-    health = HealthReporter(status.health, outbox.wake)
-    connection = connect(settings, identity, outbox, handlers, health, client)
-    if isinstance(issuer, SchedulerIssuer) and isinstance(connection, Connection):
-        issuer.connection = connection
-
-    # ---- the sessions, which use the cluster and the scheduler
+    cluster = build_cluster_parts(base, debug)
+    status = AgentStatus(settings, identity, client, cluster.pods, cluster.leases, cluster.sweep)
+    scheduler = build_scheduler_parts(base, status)
     sessions = SessionRegistry(
         settings,
-        pods,
-        # With the classic protocol, the events of an action go into the gRPC call for this action, not into the outbox.
-        outbox if isinstance(connection, Connection) else connection,
-        metrics,
+        cluster.pods,
+        scheduler.sink,
+        client.metrics,
         task_group,
         traces,
-        on_change=health.notify,
+        on_change=scheduler.health.notify,
         on_end=status.add_recent,
         timings=timings.session,
     )
-    shutdown = Shutdown(settings, sessions, leases, health, timings, hands_over=adopts)
+    shutdown = Shutdown(settings, sessions, cluster.leases, scheduler.health, timings, hands_over=adopts)
 
     # Sessions send through the connection, and the connection's requests reach the sessions. Sessions report changes of
     # the health, and the health counts the sessions. The two calls of `bind` close these two circles of references.
-    handlers.bind(sessions, pods, shutdown)
-    status.bind(sessions, connection)
-    pods.warm.on_change = health.notify
+    base.handlers.bind(sessions, cluster.pods, shutdown)
+    status.bind(sessions, scheduler.connection)
+    cluster.pods.warm.on_change = scheduler.health.notify
 
     return App(
         settings=settings,
         client=client,
         task_group=task_group,
-        metrics=metrics,
-        watch=watch,
-        facts=facts,
-        pods=pods,
-        leases=leases,
-        sweep=sweep,
-        adoption=adoption,
+        metrics=client.metrics,
+        watch=cluster.watch,
+        facts=cluster.facts,
+        pods=cluster.pods,
+        leases=cluster.leases,
+        sweep=cluster.sweep,
+        adoption=cluster.adoption,
         adopts=adopts,
-        outbox=outbox,
-        health=health,
-        connection=connection,
+        outbox=scheduler.outbox,
+        health=scheduler.health,
+        connection=scheduler.connection,
         sessions=sessions,
         status=status,
         shutdown=shutdown,
-        http=Http(settings.http, metrics, status.not_ready, status.page),
+        http=Http(settings.http, client.metrics, status.not_ready, status.page),
         timings=timings,
     )
+
+
+def build_cluster_parts(base: Base, debug: DebugOptions | None) -> ClusterParts:
+    """Return the parts that watch, create, adopt and delete pods."""
+    settings, client, agent_id, timings = base.settings, base.client, base.identity.agent_id, base.timings
+    namespace, pool = settings.cluster.namespace, settings.agent.pool
+    watch = PodWatch(client, namespace, pool, client.metrics, agent_id, on_change=base.handlers.pod_changed)
+    # `ClusterFacts` is empty here. The agent asks the cluster for the facts while it runs, because the answer of the
+    # cluster can be late, and a request to end the agent must not wait for the answer.
+    facts = ClusterFacts()
+    pods = PodBackend(
+        settings, client, watch, agent_id, facts, debug=debug, issuer=base.issuer, timings=timings.environment
+    )
+    leases = Leases(client, settings, agent_id, facts)
+    sweep = Sweep(pods, settings.cluster.sweep_interval, leases.is_gone if base.classic else None, leases.is_gone)
+    adoption = Adoption(pods, leases, base.handlers.adopt, open_for=base.handlers.may_adopt, timings=timings.adoption)
+    return ClusterParts(watch, facts, pods, leases, sweep, adoption)
+
+
+def build_scheduler_parts(base: Base, status: AgentStatus) -> SchedulerParts:
+    """Return the parts that send events and health to the scheduler, and that get its requests."""
+    limits = base.settings.scheduler
+    outbox = Outbox(limits.window, base.client.metrics, limits.window_total, on_state_loss=base.handlers.reset)
+    health = HealthReporter(status.health, outbox.wake)
+    connection = connect(base, outbox, health)
+    if isinstance(base.issuer, SchedulerIssuer) and isinstance(connection, Connection):
+        base.issuer.connection = connection
+    return SchedulerParts(outbox, health, connection)
 
 
 def issuer_of(settings: Settings, agent_id: str) -> Issuer | None:
@@ -134,13 +188,12 @@ def issuer_of(settings: Settings, agent_id: str) -> Issuer | None:
             return None
 
 
-def connect(
-    settings: Settings, identity: Identity, outbox: Outbox, handlers: Handlers, health: HealthReporter, client: Client
-) -> Connection | ClassicConnection:
+def connect(base: Base, outbox: Outbox, health: HealthReporter) -> Connection | ClassicConnection:
     """Return the connection to the scheduler for the protocol that the settings name."""
-    if settings.scheduler.protocol == "classic":
+    settings, metrics = base.settings, base.client.metrics
+    if base.classic:
         # Only an agent that speaks the classic protocol loads this module, and with it a gRPC server.
         from agent.scheduler.classic.connection import ClassicConnection
 
-        return ClassicConnection(settings, handlers, client.metrics, health)
-    return Connection(settings.scheduler, settings.agent, identity, outbox, handlers, client.metrics, health)
+        return ClassicConnection(settings, base.handlers, metrics, health)
+    return Connection(settings.scheduler, settings.agent, base.identity, outbox, base.handlers, metrics, health)

@@ -139,7 +139,7 @@ MAX_CACHE_CHARACTERS = 500
 class Cache:
     """Paths of the workspace that are kept for later actions under a key. A key is never written twice.
 
-    `key` and `fallback_keys` may have placeholders (see `references.cache_key`). `prefix` is the begin of the keys that
+    `key` and `fallback_keys` may have placeholders (see `references.cache_key`). `prefix` is the start of the keys that
     are tried last, "" for none. The paths are stored after the results `save`: SUCCESS, ALWAYS or NEVER.
     """
 

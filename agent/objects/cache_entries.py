@@ -59,12 +59,12 @@ class Place:
 
 
 def version_of(paths: tuple[str, ...]) -> str:
-    """Return the version of an entry: what else than the key must be equal."""
+    """Return the version of an entry. It changes with the paths of the cache and with the format of archives."""
     return hashlib.sha256(json.dumps([FORMAT, *paths]).encode()).hexdigest()[:16]
 
 
 class Breaker:
-    """Keeps the agent from a store that does not work. A request that works resets the count."""
+    """Decides whether caches are used. After several failed requests in a row, they are not, for a while."""
 
     def __init__(self) -> None:
         self.failures = 0
@@ -84,7 +84,7 @@ class Breaker:
 class CacheLayout:
     """The names of all entries and archives, and the key that signs entries. Lives as long as the agent.
 
-    This is all that an agent needs for a cache on a volume, where the helper reads and writes. `top` is the begin of
+    This is all that an agent needs for a cache on a volume, where the helper reads and writes. `top` is the start of
     all names.
     """
 
@@ -94,7 +94,7 @@ class CacheLayout:
         self.breaker = Breaker()
 
     def folder(self, scope: str) -> str:
-        """Return the begin of all names of a scope. The hash keeps a scope from being below another one."""
+        """Return the start of all names of a scope. It is a hash, so that no scope is a folder of another one."""
         return f"{self.top}/{hashlib.sha256(scope.encode()).hexdigest()}"
 
     def entry_name(self, place: Place) -> str:

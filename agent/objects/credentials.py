@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from agent.objects.errors import StoreError, read_answer, xml_field
+from agent.objects.errors import StoreError, error_of_answer, read_answer, xml_field
 from agent.objects.signature import Credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 # Seconds before the expiry of temporary credentials at which they are renewed. A URL dies with the credentials that
 # signed it, so this is longer than any URL lives.
 RENEW_SECONDS = 1200.0
-# Seconds for which temporary credentials are asked.
+# Seconds for which temporary credentials shall be valid.
 SESSION_SECONDS = 3600
 # Maximum number of bytes of an answer of the token service.
 MAX_ANSWER = 64 << 10
@@ -55,7 +55,8 @@ def read_credentials_file(file: Path) -> Credentials:
 class CredentialSource:
     """Finds the credentials of one store.
 
-    The first source that is set counts: `file`, the variables of AWS for a web identity, those for a key.
+    The first source that is set is used, in this order: `file`, the variables of AWS for a web identity, the variables
+    of AWS for a key.
     """
 
     def __init__(self, file: Path | None, region: str, environ: Mapping[str, str] | None = None) -> None:
@@ -64,6 +65,7 @@ class CredentialSource:
         self.environ = os.environ if environ is None else environ
         self.session_credentials: Credentials | None = None
         self.lock = asyncio.Lock()
+        self.clock: Callable[[], float] = time.time
 
     async def current(self, http: aiohttp.ClientSession) -> Credentials:
         """Return credentials that are valid for some time.
@@ -86,7 +88,7 @@ class CredentialSource:
     async def web_identity(self, http: aiohttp.ClientSession) -> Credentials:
         """Return the credentials of the role AWS_ROLE_ARN, for the token of this pod's service account."""
         async with self.lock:
-            now, found = time.time(), self.session_credentials
+            now, found = self.clock(), self.session_credentials
             if found is None or (found.expires or 0.0) - now < RENEW_SECONDS:
                 found = self.session_credentials = await self.assume_role(http)
             return found
@@ -119,9 +121,7 @@ class CredentialSource:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise StoreError(f"the token service {endpoint} does not answer: {error!r}", retryable=True) from error
         if status != 200:
-            raise StoreError(
-                f"the token service {endpoint} refuses the role (HTTP {status})", status=status, retryable=status >= 500
-            )
+            raise error_of_answer(f"the token service {endpoint} refuses the role {form['RoleArn']}", status, text)
         return read_session_credentials(text)
 
 

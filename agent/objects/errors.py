@@ -1,4 +1,4 @@
-"""The errors of the object store, and the few fields that are read out of its answers."""
+"""The errors of the object store, and the functions that read its answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOT_IMPLEMENTED = 501
 
 
 class StoreError(ClusterError):
-    """A request to the object store failed. `code` is the store's own word, such as `NoSuchKey`, "" for none."""
+    """A request to the object store failed. `code` is the store's code, such as `NoSuchKey`, "" for none."""
 
     def __init__(self, message: str, *, code: str = "", status: int = 0, retryable: bool = False) -> None:
         super().__init__(message, reason=Reason.OBJECT_STORE_UNAVAILABLE, status=status, retryable=retryable)
@@ -39,7 +39,7 @@ async def read_answer(content: StreamReader, limit: int) -> bytes:
 
 
 def error_of_answer(what: str, status: int, body: bytes) -> StoreError:
-    """Return the error that stands for an answer of the store."""
+    """Return the error for an answer by which the store refuses a request."""
     code, message = xml_field(body, "Code"), xml_field(body, "Message")
     text = f"{what}: HTTP {status}{f' {code}' if code else ''}{f': {message[:300]}' if message else ''}"
     if code == "RequestTimeTooSkewed":

@@ -57,7 +57,7 @@ class StoredName:
 
 
 def object_folder(prefix: str, pool: str, key: Key) -> str:
-    """Return the begin of the names of all objects of an attempt with this claim."""
+    """Return the start of the names of all objects of an attempt with this claim."""
     action = hashlib.sha256(key.action_id.encode()).hexdigest()
     return f"{prefix}/{pool}/{action}/{key.attempt}/{key.claim}"
 
@@ -66,7 +66,7 @@ def object_name(path: bytes) -> str:
     """Return the part of a name that stands for a path. It is ASCII, and short enough for every store."""
     text = quote(path, safe="-._~/ ()+,=@!")
     if len(text) > MAX_NAME or any(len(each) > MAX_COMPONENT for each in text.split("/")):
-        # Two hashes never meet a path, because a path has no component with this ending of a hash.
+        # No other path has this name, because the names of short paths start with `files/`.
         return f"long-name/{hashlib.sha256(path).hexdigest()}"
     return f"files/{text}"
 

@@ -2,7 +2,7 @@
 
 A signed URL allows one request with one method on one object, until it expires. Headers that are signed too, such as a
 checksum, must be sent as they were signed. So the store itself refuses other bytes than those the agent has allowed.
-Pure.
+The functions perform no I/O.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def encode(text: str, safe: str = "") -> str:
 
 
 def query_text(query: Mapping[str, str]) -> str:
-    """Return a query in the order of the signature."""
+    """Return the text of a query, sorted as the signature demands."""
     return "&".join(f"{name}={value}" for name, value in sorted((encode(k), encode(v)) for k, v in query.items()))
 
 

@@ -76,7 +76,7 @@ DESCRIPTIONS = {
     "cache": "Paths of the workspace that are kept for later actions.",
     "key": "Name of the entry, with {hash:GLOB}, {image}, {arch} or {os}. An entry is never written twice.",
     "fallbacks": "Keys that are tried if there is no entry with the key.",
-    "prefix": "Begin of keys. The newest entry is tried last.",
+    "prefix": "Start of a key. If no key has an entry, the newest entry whose key starts so is used.",
     "save": "After which end of the commands the paths are saved. Default: success.",
     "needs": "Actions that must end before this action starts.",
     "inputs": "Artifacts of other actions that are copied into the workspace before the first command.",

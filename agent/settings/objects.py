@@ -27,7 +27,7 @@ class ObjectSettings(Section):
     region: str = Field("us-east-1", pattern=r"^[A-Za-z0-9-]+$", description="Region that is part of each signature.")
     bucket: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="Bucket for all objects.")
     prefix: str = Field(
-        "sealci", pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$", description="Begin of the names of all objects."
+        "sealci", pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$", description="Start of the names of all objects."
     )
     path_style: bool = Field(
         False, description="Name the bucket in the path of a URL, not in the host. Most stores of your own need this."

@@ -24,13 +24,16 @@ PRIVATE = ".sgwtmp/"
 
 
 class Store:
-    """One versitygw process. `settings` is the section `objects` for agents that use it."""
+    """One versitygw process. `settings` is the section `objects` for agents that use it.
 
-    def __init__(self, folder: Path) -> None:
+    `address` "" is an address of the cluster's node, which pods can reach.
+    """
+
+    def __init__(self, folder: Path, address: str = "") -> None:
         self.folder = folder / "buckets"
         (self.folder / BUCKET).mkdir(parents=True)
         self.log = folder / "versitygw.log"
-        self.address = kube.provider("address")
+        self.address = address or kube.provider("address")
         self.port = free_port(self.address)
         self.secret, self.sign_key = secrets.token_hex(16), secrets.token_hex(32)
         self.credentials = folder / "credentials"
@@ -95,9 +98,9 @@ class Store:
 
 
 @contextmanager
-def object_store(folder: Path) -> Iterator[Store]:
-    """Yield a running store that keeps its content below `folder`."""
-    store = Store(folder)
+def object_store(folder: Path, address: str = "") -> Iterator[Store]:
+    """Yield a running store that keeps its content below `folder`, by default at an address that pods can reach."""
+    store = Store(folder, address)
     store.start()
     try:
         yield store

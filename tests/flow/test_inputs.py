@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import grpc
@@ -141,6 +142,24 @@ async def test_a_cancel_ends_the_copy(rig: Rig) -> None:
         await rig.backend.at("a", "inputs")
         sessions.cancel(("a", 1), Cancel())
     assert rig.sink["a"].outcome.result is Result.CANCELLED
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(
+    ("uris", "reason"),
+    [
+        (("s3://b/sealci/a", "s3://b/sealci/b"), Reason.OBJECT_STORE_UNAVAILABLE),
+        (("s3://b/sealci/a", ""), Reason.INTERNAL),
+    ],
+)
+async def test_a_copy_that_is_too_slow_is_the_stores_fault_if_all_files_are_there(
+    uris: tuple[str, ...], reason: Reason
+) -> None:
+    rig = Rig(artifacts={"timeout": 5})
+    inputs = tuple(Input("build", "", (replace(WHEEL, uri=uri),)) for uri in uris)
+    sent = await life(rig, Script(objects=True, holds=frozenset({"inputs"})), inputs=inputs)
+    assert (sent.outcome.stage, sent.outcome.reason) == (Stage.SETUP, reason)
+    assert "not copied within 5 s" in sent.outcome.message
 
 
 async def test_a_pod_that_is_lost_during_the_copy_is_re_created(rig: Rig) -> None:
@@ -314,7 +333,7 @@ async def test_an_action_without_its_inputs_never_goes_to_an_agent(
         await build(agent, *files)
         if reason is None:
             await agent.live(await agent.action())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             kinds = [event.WhichOneof("event") async for event in scheduler.registry.watch(RUN)]
         outcome = scheduler.registry.get(RUN).records["test"].state.outcome
         assert outcome is not None
@@ -330,7 +349,7 @@ async def test_two_files_with_one_path_are_refused(tmp_path: Path) -> None:
     ):
         await scheduler.dispatcher.submit(RUN, parser.parse(text, "p.yaml"), {})
         await build(agent, (b"dist/x", b"1"), (b"other/x", b"2"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for _ in scheduler.registry.watch(RUN):
                 pass
         outcome = scheduler.registry.get(RUN).records["test"].state.outcome

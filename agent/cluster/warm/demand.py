@@ -26,7 +26,7 @@ class Demand:
         self.refill_seconds = FIRST_REFILL_SECONDS
 
     def arrived(self, now: float) -> None:
-        """Count an action that the pool's pods fit, whether it got one or not."""
+        """Count an action that the pool's pods fit, even if the action got no warm pod."""
         self.rate = self.rate_at(now) + 1 / RATE_SECONDS
         self.rated_at = self.last_arrival = now
 

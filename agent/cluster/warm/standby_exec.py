@@ -54,7 +54,7 @@ class StandbyExec:
                 why = "it ended, or its helper sent an answer without an order"
             except ClusterError as error:
                 why = error.message
-            # The metric of requests counts each failure. The log has only the first one of a row.
+            # The metric of requests counts each failure. The log has only the first of several failures in a row.
             if not failed:
                 log.info("the standby exec of a warm pod is opened again", pod=self.pod, error=why)
             failed = True

@@ -80,7 +80,10 @@ async def copy_inputs(session: Session, environment: Environment, settings: Sett
     except NoTurn as error:
         raise failed(Reason.INTERNAL, str(error)) from error
     except TimeoutError as error:
-        reason = Reason.OBJECT_STORE_UNAVAILABLE if errors.of_store else Reason.INTERNAL
+        # Without an earlier error, the copy was too slow. If the pod reads all files from the store, the store was.
+        stored = errors.last is None and all(is_stored(environment, each) for each in session.action.inputs)
+        of_store = errors.of_store or (stored and bool(session.action.inputs))
+        reason = Reason.OBJECT_STORE_UNAVAILABLE if of_store else Reason.INTERNAL
         why = f": {errors.last}" if errors.of_store else ""
         raise failed(reason, f"they were not copied within {timeout:g} s{why}") from error
     except ClusterError as error:

@@ -43,7 +43,7 @@ class ObjectGrants:
         self.store = store if store is not None and store.settings.issuer == "scheduler" else None
 
     def names_of(self, key: Key) -> str:
-        """Return the begin of the names of the objects that an attempt may store, "" for any name."""
+        """Return the start of the names of the objects that an attempt may store, "" for any name."""
         return f"{self.store.uri(self.folder(self.store, key))}/" if self.store is not None else ""
 
     def folder(self, store: ObjectStore, key: Key) -> str:

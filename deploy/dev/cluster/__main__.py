@@ -16,6 +16,8 @@
     load IMAGE...   load docker or OCI archives, or images that this machine built, by name
     tag IMAGE NAME  give an image of the cluster another name
     helm            print the path of helm; build helm first if the cache has none
+    versitygw       print the path of the object store versitygw; build it first if the cache has none
+    moto            print the Python that has moto, the token service of AWS; install it first if the cache has none
     prometheus      print the folder of prometheus and promtool; unpack Debian's package if none are installed
     registry        print the path of docker-registry; unpack Debian's package if it is not installed
     browser         print the path of Chromium or Chrome; install Debian's Chromium if there is none
@@ -43,7 +45,7 @@ from __future__ import annotations
 import sys
 
 from deploy.dev.cluster import settings as configuration
-from deploy.dev.cluster.builds import debian, go_build, image_builders, images, prepare
+from deploy.dev.cluster.builds import debian, go_build, image_builders, images, moto, prepare
 from deploy.dev.cluster.console import CommandFailed, report
 from deploy.dev.cluster.providers.existing import Existing
 from deploy.dev.cluster.providers.kind import Kind
@@ -143,6 +145,8 @@ def run_program_verb(
         case "versitygw", []:
             go_build.build(settings, ["versitygw"])
             print(go_build.binary(settings, "versitygw"))
+        case "moto", []:
+            print(moto.python(settings))
         case "prometheus", []:
             print(debian.prometheus(settings))
         case "registry", []:

@@ -1,12 +1,15 @@
-"""Write `botocore.json`: signatures that botocore makes, for `test_signature.py`. Run with a Python that has botocore.
+"""Print signatures that botocore makes: those of `botocore.json` for `test_signature.py`, or a single one.
 
-python tests/unit/objects/oracle.py > tests/unit/objects/botocore.json
+This program needs a Python that has botocore, which `python -m deploy.dev.cluster moto` prints.
+
+PYTHON tests/unit/objects/oracle.py > tests/unit/objects/botocore.json
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import sys
 from datetime import UTC, datetime
 from unittest import mock
 
@@ -28,15 +31,21 @@ CASES = [
 ]
 
 
-def signature(method: str, url: str, headers: dict[str, str], query: dict[str, str], token: str) -> str:
+def signature(
+    method: str,
+    url: str,
+    headers: dict[str, str],
+    query: dict[str, str],
+    token: str,
+    key: tuple[str, str] = ("key", "secret"),
+    seconds: float = NOW,
+) -> str:
     auth, requests, credentials = (
         importlib.import_module(f"botocore.{name}") for name in ("auth", "awsrequest", "credentials")
     )
     request = requests.AWSRequest(method=method, url=url, headers=headers, params=query)
-    now = datetime.fromtimestamp(NOW, UTC)
-    signer = auth.S3SigV4QueryAuth(
-        credentials.Credentials("key", "secret", token or None), "s3", "eu-west-1", expires=900
-    )
+    now = datetime.fromtimestamp(seconds, UTC)
+    signer = auth.S3SigV4QueryAuth(credentials.Credentials(*key, token or None), "s3", "eu-west-1", expires=900)
     names = ("get_current_datetime", "datetime")
     name = next(each for each in names if hasattr(auth, each))
     value = mock.Mock(return_value=now) if name == "get_current_datetime" else mock.Mock(utcnow=lambda: now)
@@ -68,4 +77,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # With arguments: print one signature. The arguments are those of `signature` as JSON.
+    print(signature(*json.loads(sys.argv[1]))) if sys.argv[1:] else main()

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 FILE = "[default]\naws_access_key_id = file-key\naws_secret_access_key=file%secret\n"
 KEYS = {"AWS_ACCESS_KEY_ID": "env-key", "AWS_SECRET_ACCESS_KEY": "env-secret", "AWS_SESSION_TOKEN": "env-token"}
 
+REFUSAL = (
+    "<ErrorResponse><Error><Type>Sender</Type><Code>InvalidIdentityToken</Code>"
+    "<Message>No provider found in your account</Message></Error></ErrorResponse>"
+)
+
 
 async def current(file: Path | None, environ: dict[str, str]) -> Credentials:
     async with aiohttp.ClientSession() as http:
@@ -64,7 +69,7 @@ async def test_a_web_identity_is_exchanged_and_renewed_in_time(tmp_path: Path) -
     async def sts(request: web.Request) -> web.Response:
         forms.append(dict(await request.post()))
         if not lifetimes:
-            return web.Response(status=403, text="<Error><Code>AccessDenied</Code></Error>")
+            return web.Response(status=400, text=REFUSAL)
         expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + lifetimes.pop(0)))
         fields = f"<AccessKeyId>k{len(forms)}</AccessKeyId><SecretAccessKey>s&amp;</SecretAccessKey>"
         return web.Response(text=f"<R>{fields}<SessionToken>t</SessionToken><Expiration>{expires}</Expiration></R>")
@@ -82,8 +87,11 @@ async def test_a_web_identity_is_exchanged_and_renewed_in_time(tmp_path: Path) -
         renewed = await source.current(http)
         assert (renewed.key_id, renewed.secret, renewed.token) == ("k2", "s&", "t")
         assert await source.current(http) is renewed
+        source.session_credentials = None
+        role = r"refuses the role arn:aws:iam::1:role/ci"
+        with pytest.raises(StoreError, match=f"{role}: HTTP 400 InvalidIdentityToken: No provider") as failure:
+            await source.current(http)
+        assert not failure.value.retryable
+        assert "service-account" not in failure.value.message
         assert forms[0]["WebIdentityToken"] == "service-account"
         assert forms[0]["RoleArn"] == "arn:aws:iam::1:role/ci"
-        source.session_credentials = None
-        with pytest.raises(StoreError, match="refuses the role"):
-            await source.current(http)

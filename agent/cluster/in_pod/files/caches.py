@@ -41,7 +41,7 @@ REQUEST_BYTES = 1 << 20  # maximum number of bytes of a request
 NOTE = "caches.json"  # file of the log's folder: what `restore` leaves for `save`
 PROGRESS_SECONDS = 1.0  # seconds between two lines about the bytes that were moved
 ARCHIVE = "archive"  # name of the archive in the temporary folder
-LEFT_CACHE = ".sealci-cache-"  # begin of the name of the temporary folder
+LEFT_CACHE = ".sealci-cache-"  # start of the name of the temporary folder
 
 
 class OutOfTime(Exception):
@@ -141,7 +141,7 @@ class CacheErrand:
 
     def download(self, wanted: dict[str, Any], file: int) -> str:
         """Copy an archive of the object store into FILE. Return its SHA-256."""
-        header = {"url": wanted["url"], "size": wanted["size"], "path": "the archive"}
+        header = {key: wanted[key] for key in ("url", "size", "sha256")} | {"path": "the archive"}
         client = StoreClient(self.downloads.trust)
         try:
             return self.downloads.download(client, file, header, partial(self.report_progress, size=wanted["size"]))

@@ -1,6 +1,6 @@
 """Let only one errand at a time write into the workspace. Part of the programs `receive_inputs` and `caches`.
 
-An errand may outlive the agent that has started it. The errand of the next agent ends it, and removes what it has left.
+An errand may outlive the agent that has started it. A later errand ends the older errand, and removes its files.
 So nothing but the commands writes into the workspace when the commands begin. `packaging` sends this source to the pod
 (Python 3.9, standard library).
 """

@@ -56,6 +56,7 @@ class Span:
 
     def __init__(self, url: str, files: list[tuple[str, dict[str, Any]]]) -> None:
         self.url, self.files, self.done = url, files, 0
+        self.wrong = -1  # number of the file that had a wrong hash when it was read
 
     @property
     def start(self) -> int:
@@ -172,7 +173,14 @@ class Downloads:
             name, header = span.files[span.done]
             while position < header["start"]:
                 position += len(read(min(header["start"] - position, PIECE_BYTES)))
-            self.receive(name, header, lambda file, header: receive_body(read, file, header["size"]))
+            try:
+                self.receive(name, header, lambda file, header: receive_body(read, file, header["size"]))
+            except Refused as error:
+                # Bytes can change on their way, so the file is read a second time.
+                if error.args[0] != "digest" or span.wrong == span.done:
+                    raise
+                span.wrong = span.done
+                raise Cut(error.args[1]) from error
             position += header["size"]
             span.done += 1
 
@@ -181,8 +189,10 @@ class Downloads:
     ) -> str:
         """Read a whole object into FILE, with retries. Return its SHA-256.
 
+        An object with another SHA-256 than its header names is read a second time: bytes can change on their way.
         PROGRESS is called with the number of bytes that the last request has read so far.
         """
+        found: list[str] = []
 
         def use(answer: http.client.HTTPResponse) -> str:
             os.ftruncate(file, 0)
@@ -197,6 +207,9 @@ class Downloads:
             digest = receive_body(counted, file, header["size"])
             if not answer.isclosed():
                 client.close()
+            found.append(digest)
+            if digest != header["sha256"] and len(found) == 1:
+                raise Cut("the content has another sha256")
             return digest
 
         return str(get_object(client, header["url"], lambda: header["path"], dict, use))
@@ -228,7 +241,7 @@ def get_object(
                     why = str(error)
             else:
                 why = explain(answer, body, url)
-                if answer.status in GONE:
+                if answer.status in GONE and "NoSuchBucket" not in why:
                     raise Refused("missing", f"{path()} is no longer in the object store ({why})")
                 if not may_pass(answer.status):
                     break

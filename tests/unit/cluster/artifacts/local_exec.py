@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 class LocalExec:
     """Runs a command of a pod as a process of this machine, with the interface of `ExecStream`.
 
+    `frame` is the number of bytes of one piece of the output. It is small, so that pieces do not end with a line.
     `bytes` is the number of bytes in both directions.
     """
+
+    frame = 10
 
     def __init__(self, argv: list[str]) -> None:
         self.argv = argv
@@ -58,7 +61,7 @@ class LocalExec:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         assert self.process.stdout is not None
         assert self.process.stderr is not None
-        while data := await self.process.stdout.read(10):
+        while data := await self.process.stdout.read(self.frame):
             self.bytes += len(data)
             yield data
         self.stderr += await self.process.stderr.read()
