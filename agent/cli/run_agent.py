@@ -53,7 +53,9 @@ async def run_with_agent(
                 "tls": settings.scheduler.tls.model_copy(update={"enabled": False}),
             }
         )
-        debugging = DebugOptions(endpoint.screen, tree=tree, keep=choices.keep, shell=choices.shell)
+        debugging = DebugOptions(
+            endpoint.screen, tree=tree, keep=choices.keep, shell=choices.shell, show_moved=endpoint.show_moved
+        )
         own = settings.model_copy(update={"scheduler": connection})
         await serve_until_set(own, stop, debugging, servers, quiet=choices.quiet)
 

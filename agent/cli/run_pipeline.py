@@ -24,6 +24,7 @@ from agent.console.follower import Follower, Interruptions, OutputClosed, ViewFa
 from agent.console.open_view import open_view
 from agent.console.reports import report_files
 from agent.console.reports.run_report import ExitCode
+from agent.console.view import Moving
 from agent.domain.errors import AgentError, NoCluster, SettingsError
 from agent.domain.outcome import Result
 from agent.local_scheduler.local_service import Access
@@ -51,12 +52,14 @@ class Endpoint:
     """The address of a run's scheduler. The engine, which runs the actions, connects to this address.
 
     The scheduler listens on this machine, in plaintext. `token_file` holds a token that only this run knows. While the
-    engine is inside the context manager `screen`, the terminal is free for an interactive shell.
+    engine is inside the context manager `screen`, the terminal is free for an interactive shell. `show_moved` gets the
+    progress of what the engine copies itself. See `Moving.show`.
     """
 
     address: str
     token_file: Path
     screen: Callable[[], AbstractAsyncContextManager[None]]
+    show_moved: Callable[[str, str, int, int], None]
 
 
 if TYPE_CHECKING:
@@ -127,7 +130,8 @@ async def run_pipeline(
                 "127.0.0.1:0", options.artifacts or private / "files", Access(token_file), OPTIONS, durable=False
             ) as scheduler:
                 driver = RunDriver(scheduler, view, interruptions or own, timeouts or Timeouts(), options)
-                endpoint = Endpoint(scheduler.address, token_file, driver.follower.exclusive_screen)
+                screen = driver.follower.exclusive_screen
+                endpoint = Endpoint(scheduler.address, token_file, screen, driver.moving.show)
                 return await driver.run(pipeline, secrets, engine, endpoint)
         except AgentError as error:
             print_notice(str(error))
@@ -153,7 +157,8 @@ class RunDriver:
         self.state = State.STARTING
         # Deadlines by the event loop's clock. Infinity means no deadline.
         self.start_deadline = self.deadline = float("inf")
-        view.transfers = lambda: scheduler.registry.transfers(self.id)
+        self.moving = Moving()
+        view.transfers = lambda: self.moving.transfers | scheduler.registry.transfers(self.id)
 
     async def run(self, pipeline: Pipeline, secrets: Mapping[str, str], engine: Engine, endpoint: Endpoint) -> ExitCode:
         """Run the pipeline and the engine until both have ended, and show the result."""

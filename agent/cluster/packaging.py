@@ -33,13 +33,11 @@ from agent.cluster.in_pod.files import (
     cache_hash,
     caches,
     collect_files,
-    downloads,
     errand_lock,
     receive_inputs,
     receive_tree,
-    send_objects,
-    store_client,
 )
+from agent.cluster.in_pod.objects import downloads, file_records, outgoing, send_objects, store_client
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,7 +79,7 @@ def collect_files_program() -> tuple[str, ...]:
 @cache
 def send_objects_program() -> tuple[str, ...]:
     """Return the command that puts files into an object store, without the arguments that `send_objects.main` takes."""
-    return (*PYTHON, one_liner(workspace, glob, collect_files, store_client, send_objects))
+    return (*PYTHON, one_liner(workspace, glob, collect_files, store_client, file_records, outgoing, send_objects))
 
 
 @cache
@@ -93,14 +91,14 @@ def receive_tree_program() -> tuple[str, ...]:
 @cache
 def receive_inputs_program() -> tuple[str, ...]:
     """Return the command that writes inputs, without the arguments that `receive_inputs.main` takes."""
-    return (*PYTHON, one_liner(workspace, store_client, downloads, errand_lock, receive_inputs))
+    return (*PYTHON, one_liner(workspace, store_client, downloads, errand_lock, file_records, receive_inputs))
 
 
 @cache
 def caches_program() -> tuple[str, ...]:
     """Return the command that restores or saves caches, without the arguments that `caches.main` takes."""
-    transfers = (store_client, downloads, errand_lock, collect_files, send_objects)
-    return (*PYTHON, one_liner(workspace, glob, *transfers, cache_hash, cache_archive, cache_claim, caches))
+    objects = (store_client, downloads, errand_lock, collect_files, file_records, outgoing, send_objects)
+    return (*PYTHON, one_liner(workspace, glob, *objects, cache_hash, cache_archive, cache_claim, caches))
 
 
 @cache

@@ -230,7 +230,7 @@ def status_line(action: ActionReport, now: float, transfer: Transfer | None) -> 
     parts.append((f" {duration_text(max(0.0, now - action.stage_since))}", "dim"))
     if action.attempts > 1:
         parts.append((f"  attempt {action.attempts}", "yellow"))
-    if transfer is not None and action.stage in (Stage.SETUP, Stage.ARTIFACTS):
+    if transfer is not None:
         parts += ["  ", transfer_bar(transfer)]
     elif action.stage is Stage.COMMANDS and action.command:
         first = terminal_text.lines(action.command_text(action.command).strip())[0]
@@ -276,9 +276,8 @@ def outcome_line(action: ActionReport) -> Text:
 def transfer_bar(transfer: Transfer) -> Text:
     """Return the progress bar of the current file, and the number, size and rate of all files copied so far."""
     filled = BAR_WIDTH * transfer.done // transfer.size if transfer.size else 0
-    copied = (
-        f"  {plural(transfer.files, 'file')}, {size_text(transfer.sent)}  {rate_text(transfer.sent, transfer.seconds)}"
-    )
+    files = f"{plural(transfer.files, 'file')}, " if transfer.files else ""
+    copied = f"  {files}{size_text(transfer.sent)}  {rate_text(transfer.sent, transfer.seconds)}"
     path = f"  {shown_path(transfer.path)}" if transfer.path else ""
     return styled(("━" * filled, "green"), ("━" * (BAR_WIDTH - filled), "dim"), copied, (path, "dim"))
 

@@ -7,6 +7,7 @@ terminal blocks these methods.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from agent.pipeline.events import Transfer
@@ -25,11 +26,30 @@ def no_transfers() -> Mapping[str, Transfer]:
     return {}
 
 
+class Moving:
+    """What the agent of a run copies itself at this moment, by the name of the action. Lives as long as the run."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.transfers: dict[str, Transfer] = {}
+        self.began: dict[str, float] = {}
+
+    def show(self, action_id: str, what: str, done: int, size: int) -> None:
+        """Store that `done` of `size` bytes of `what` have been moved for an action. The size 0 ends the display."""
+        name, now, path = action_id.partition("/")[2], self.clock(), what.encode("utf-8", "surrogateescape")
+        current = self.transfers.pop(name, None)
+        if not size:
+            return
+        if current is None or current.path != path:
+            self.began[name] = now
+        self.transfers[name] = Transfer(0, done, path, done, size, now - self.began[name])
+
+
 class View:
     """Shows one pipeline. This base class shows nothing.
 
-    `transfers` returns, by the action's name, the progress of the upload that runs now. The command `run` sets
-    `transfers` to a function of its scheduler, because only a scheduler in the same process reports this progress.
+    `transfers` returns, by the action's name, the progress of the copy that runs now. The command `run` sets
+    `transfers`, because only a scheduler and an agent in the same process report this progress.
     """
 
     transfers: TransferSource = staticmethod(no_transfers)

@@ -6,7 +6,7 @@ of a file come before the parts of the next file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,13 @@ class FileEnd:
 class StoredObject:
     """The content of the current file, in place of its data: the pod has put it into the object store.
 
-    `uri` names the object, as in "s3://bucket/name". `etag` is the store's own mark of the content.
+    `uri` names the object, as in "s3://bucket/name". `etag` is the store's own mark of the content of the object.
+    `offset` is the position of the file's first byte in the object, because many small files may share an object.
     """
 
     uri: str
     etag: str
+    offset: int = 0
 
 
 FilePart = FileStart | FileData | StoredObject | FileEnd
@@ -55,7 +57,7 @@ class InputFile:
     """A file that the scheduler has stored, and that the agent copies into the workspace before the commands.
 
     `path` is relative to the folder of its input. `sha256` is the digest of the content. `uri` names its object if the
-    file is in an object store, "" if the scheduler has it. `url` is a signed URL of the object, "" for none.
+    file is in an object store, "" if the scheduler has it. `offset` is the position of its first byte in the object.
     """
 
     path: bytes
@@ -63,7 +65,7 @@ class InputFile:
     size: int
     sha256: bytes
     uri: str = ""
-    url: str = field(default="", repr=False)
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)

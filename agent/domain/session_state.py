@@ -25,6 +25,7 @@ class Feature(Enum):
     SERVICES = "services"
     INPUTS = "inputs"
     OBJECTS = "objects"
+    OBJECT_PACKS = "object-packs"
     CACHE = "cache"
 
 

@@ -44,7 +44,8 @@ MAX_PROBLEMS = 50
 
 def agent_features(settings: Settings) -> tuple[Feature, ...]:
     """Return the features of the contract that this agent has. A setting can switch a feature off."""
-    return (Feature.INPUTS, Feature.CACHE, *((Feature.SERVICES,) if settings.services.max else ()))
+    services = (Feature.SERVICES,) if settings.services.max else ()
+    return (Feature.INPUTS, Feature.OBJECT_PACKS, Feature.CACHE, *services)
 
 
 def admission_of(settings: Settings) -> Callable[[Action], float]:

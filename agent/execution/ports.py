@@ -166,9 +166,11 @@ class Environment(Protocol):
         """Return whether the pod can read this file of an object store."""
 
     def files(
-        self, rules: ArtifactRules, seconds: float, *, objects: bool = False
+        self, rules: ArtifactRules, seconds: float, *, objects: bool = False, packs: bool = False
     ) -> AsyncGenerator[FilePart | Collected, None]:
         """Copy files out of the pod within `seconds`, each with its checksum. The last item is `Collected`.
+
+        `objects`: the pod puts the files into the object store. `packs`: many small files may share an object.
 
         Near the end of this time, no further file is started. The remaining files are left out and listed in
         `Collected`.
@@ -197,8 +199,8 @@ class Environment(Protocol):
         """Copy files into the workspace within `seconds`, then let the commands start.
 
         Each file is an `InputFile`, whose path is relative to the workspace, and its data. A file with a `uri` has no
-        data: the pod reads it from the object store. A repeated call is safe. If
-        the commands have started already, the call changes nothing.
+        data: the pod reads it from the object store. A repeated call is safe. If the commands have started already, the
+        call changes nothing.
 
         Raises:
             ActionFailed: a file cannot be written at its path, or its content has another hash.
@@ -278,6 +280,10 @@ class SessionSink(Protocol):
     @property
     def stores_references(self) -> bool:
         """Return whether the scheduler stores files that are in an object store by their names."""
+
+    @property
+    def stores_packs(self) -> bool:
+        """Return whether the scheduler also stores the place of a file within an object."""
 
     def fetch(self, number: int) -> AsyncGenerator[FilePart, None]:
         """Yield the parts of the files of input `number`, counted from 1, in a gRPC call of its own.

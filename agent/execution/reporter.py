@@ -90,6 +90,11 @@ class EventReporter:
         """Return whether the scheduler stores files of an object store. See `SessionSink.stores_references`."""
         return self.outlet.stores_references
 
+    @property
+    def stores_packs(self) -> bool:
+        """Return whether the scheduler stores the place of a file within an object. See `SessionSink.stores_packs`."""
+        return self.outlet.stores_packs
+
     def fetch(self, number: int) -> AsyncGenerator[FilePart, None]:
         """Receive the files of an input. See `SessionSink.fetch`."""
         return self.outlet.fetch(number)

@@ -46,7 +46,7 @@ class Assignment:
             if record.action_id in self.unknown_sessions.waiting:
                 continue
             plan = record.plan
-            stream = self.agents.least_loaded(plan.features, plan.environment_class, plan.image)
+            stream = self.agents.least_loaded(record.features, plan.environment_class, plan.image)
             if stream is not None:
                 self.assign(record, stream)
             elif record.plan.is_special:
@@ -76,7 +76,7 @@ class Assignment:
 
     def report_what_is_missing(self, record: ActionRecord) -> None:
         """Report which features or class of a waiting action no connected agent has. Report nothing twice in a row."""
-        text = self.agents.missing_for(record.plan.features, record.plan.environment_class)
+        text = self.agents.missing_for(record.features, record.plan.environment_class)
         if not text and record.waits_for:
             # An action that waits only for a slot needs no report, unless another reason was reported before.
             text = "the agents that can run it have no free slot"

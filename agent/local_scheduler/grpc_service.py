@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PROTOCOL_VERSION = 1
-# The features of the contract that this scheduler has. With an object store it also has `OBJECTS`.
+# The features of the contract that this scheduler has, and those that it has with an object store.
 FEATURES = (Feature.SERVICES, Feature.INPUTS)
+STORE_FEATURES = (Feature.OBJECTS, Feature.OBJECT_PACKS)
 # A gRPC client may send at most one ping a second. A message has at most 4 MiB, the default of gRPC.
 OPTIONS = server_options(1.0, ("grpc.max_receive_message_length", 4 << 20))
 
@@ -89,7 +90,7 @@ class AgentService(agent_pb2_grpc.SchedulerServicer):
             health_interval=translate.duration(options.health_interval),
             resume_grace=translate.duration(options.resume_grace),
             scheduler="sealci-agent scheduler",
-            features=[each.value for each in (*FEATURES, *((Feature.OBJECTS,) if options.objects else ()))],
+            features=[each.value for each in (*FEATURES, *(STORE_FEATURES if options.objects else ()))],
         )
 
     async def read_registration(

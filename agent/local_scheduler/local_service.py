@@ -202,7 +202,7 @@ class LocalService(local_pb2_grpc.LocalServicer):
             raise FileUnknown(f"the file is in an object store that this scheduler does not read: {file.uri}")
         yield local_pb2.FileData(mode=file.mode, sha256=file.sha256)
         try:
-            async with contextlib.aclosing(store.stream(key)) as pieces:
+            async with contextlib.aclosing(store.stream(key, file.offset, file.size)) as pieces:
                 async for data in pieces:
                     yield local_pb2.FileData(data=data)
         except StoreError as error:

@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from agent.domain.session_state import Feature
 from agent.local_scheduler.action_state import ActionStatus
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ class ActionRecord:
     def action_id(self) -> str:
         """The id of the action on the agents' stream: "<pipeline id>/<name>"."""
         return self.state.action_id
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """The features of the contract that an agent needs to run this action with its inputs."""
+        packed = any(each.in_packs for each in self.inputs or ())
+        return self.plan.features | ({Feature.OBJECT_PACKS} if packed else set())
 
     @property
     def needed_outcomes(self) -> list[Outcome] | None:

@@ -36,7 +36,10 @@ Request = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class WantedObject:
-    """A file that a pod wants to put. `parts` are the hashes of its parts, in order, at least one."""
+    """An object that a pod wants to put: a file, or a pack of small files if `path` is empty.
+
+    `parts` are the hashes of its parts, in order, at least one. A pack has one part.
+    """
 
     path: bytes
     mode: int
@@ -66,6 +69,11 @@ def object_name(path: bytes) -> str:
         # No other path has this name, because the names of short paths start with `files/`.
         return f"long-name/{hashlib.sha256(path).hexdigest()}"
     return f"files/{text}"
+
+
+def pack_name(sha256: bytes) -> str:
+    """Return the part of a name that stands for a pack. The name of no file begins so."""
+    return f"packs/{sha256.hex()}"
 
 
 class Grants(Protocol):
@@ -137,7 +145,7 @@ class UploadGrants:
         self.uploads: dict[str, str] = {}
 
     def name(self, wanted: WantedObject) -> str:
-        return f"{self.folder}/{object_name(wanted.path)}"
+        return f"{self.folder}/{object_name(wanted.path) if wanted.path else pack_name(wanted.sha256)}"
 
     async def requests(self, batch: Sequence[WantedObject]) -> list[list[Request]]:
         """Return one request for each part of each file.

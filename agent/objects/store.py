@@ -37,6 +37,7 @@ COMPLETE_SECONDS = 600.0
 MAX_ANSWER = 256 << 10
 CHECKSUM = "x-amz-checksum-sha256"
 HTTP_OK = 200
+HTTP_PARTIAL = 206
 # Number of bytes of one piece of an object that is read.
 STREAM_BYTES = 256 << 10
 
@@ -210,21 +211,34 @@ class ObjectStore:
         _, body = await self.request("GET", key)
         return body
 
-    async def stream(self, key: str) -> AsyncGenerator[bytes, None]:
-        """Yield the content of an object of any size.
+    async def stream(self, key: str, offset: int, size: int) -> AsyncGenerator[bytes, None]:
+        """Yield `size` bytes of an object from `offset` on.
 
         Raises:
-            StoreError: the store does not answer, or breaks off.
+            StoreError: the store does not answer, or breaks off, or the object ends earlier.
         """
+        if not size:
+            return
         url = URL(self.sign(await self.credentials(), "GET", key), encoded=True)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_SECONDS, sock_read=REQUEST_SECONDS)
+        headers = {"Range": f"bytes={offset}-{offset + size - 1}", "Accept-Encoding": "identity"}
         try:
-            async with self.session() as http, http.get(url, timeout=timeout, allow_redirects=False) as answer:
-                if answer.status != HTTP_OK:
+            async with (
+                self.session() as http,
+                http.get(url, headers=headers, timeout=timeout, allow_redirects=False) as answer,
+            ):
+                if answer.status not in (HTTP_OK, HTTP_PARTIAL):
                     body = await read_answer(answer.content, MAX_ANSWER)
                     raise error_of_answer(f"GET {self.uri(key)}", answer.status, body)
+                # Some stores ignore the range and send the whole object.
+                skip, left = (offset if answer.status == HTTP_OK else 0), size
                 async for data in answer.content.iter_chunked(STREAM_BYTES):
-                    yield data
+                    wanted = data[skip : skip + left]
+                    skip, left = max(0, skip - len(data)), left - len(wanted)
+                    yield wanted
+                    if not left:
+                        return
+                raise StoreError(f"GET {self.uri(key)}: the object ends too early")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise StoreError(f"GET {self.uri(key)}: {error!r}", retryable=True) from error
 

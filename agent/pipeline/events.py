@@ -66,7 +66,8 @@ class LogText:
 class FileStored:
     """The scheduler stored an artifact. `path` is relative to the folder of the action, as bytes of the file system.
 
-    `uri` is its name in an object store, "" if the scheduler has the content. Watchers do not get `mode` and `uri`.
+    `uri` is the name of its object in an object store, "" if the scheduler has the content. `offset` is the position of
+    its first byte in the object. Watchers do not get `mode`, `uri` and `offset`.
     """
 
     path: bytes
@@ -74,6 +75,7 @@ class FileStored:
     sha256: bytes
     mode: int = field(default=0o644, compare=False)
     uri: str = field(default="", compare=False)
+    offset: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

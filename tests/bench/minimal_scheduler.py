@@ -211,7 +211,7 @@ class MinimalScheduler(SignsNothing):
                     self.take(stream, message.event)
 
     async def register(self, stream: Stream) -> None:
-        registered = wire.Registered(scheduler="bench", features=["objects"])
+        registered = wire.Registered(scheduler="bench", features=["objects", "object-packs"])
         registered.health_interval.FromSeconds(10)
         registered.resume_grace.FromSeconds(60)
         stream.outgoing.put_nowait(wire.SchedulerMessage(registered=registered))

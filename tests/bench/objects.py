@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from agent.cluster.in_pod.files.send_objects import PART_BYTES
-from agent.cluster.in_pod.files.store_client import CONNECTIONS
+from agent.cluster.in_pod.objects.outgoing import PART_BYTES
+from agent.cluster.in_pod.objects.store_client import CONNECTIONS
 from agent.objects.errors import xml_field
 from agent.objects.store import ObjectStore, part_query
 from agent.protocol.wire import agent_pb2 as wire
@@ -127,10 +127,9 @@ class Upload:
         stored = sum(file.stat().st_size for file in self.store.objects.values())
         self.clear()
         note = f"{stored / 1e6:.0f} MB stored in {seconds:.1f} s, CPU of the agent {self.agent.cpu - used:.2f} s"
-        api_target = "<= 1" if unit == "MB/s" else ""
         return [
             row(f"object store: {what}", unit, [count / seconds], floor=[count / raw], target=target, note=note),
-            row(f"object store: {what}: through the API server", "MiB", [bytes_of_api], target=api_target),
+            row(f"object store: {what}: through the API server", "MiB", [bytes_of_api], target="<= 1"),
             row(f"object store: {what}: peak of the agent's memory above its start", "MiB", [grown], target="<= 32"),
         ]
 

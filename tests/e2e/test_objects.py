@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
     from tests.e2e.submission import Report
 
-# The bench `objects` has 10,000 files, and a file of 10 GiB.
-FILES = 2_000
+# The bench `objects` has a file of 10 GiB.
+FILES = 10_000
 MAKE_FILES = f'import os; os.mkdir("d"); [open(f"d/{{n}}", "w").write(str(n)) for n in range({FILES})]'
 CHECK_FILES = f'import os; print(all(open(f"d/{{n}}").read() == str(n) for n in range({FILES})), len(os.listdir("d")))'
 GIBIBYTE = 1 << 30
 MAKE_BIG = "dd if=/dev/urandom of=part bs=1M count=64 2>/dev/null; for n in $(seq 16); do cat part; done > big; rm part"
+WAIT = "echo here; until test -e go; do sleep 0.1; done"
 PART = 70_000_000
 MAKE_PART = f'import os; open("big", "wb").write(os.urandom({PART}))'
 # The container of the commands must not see a URL, a key or the address of the store.
@@ -89,11 +90,17 @@ def test_files_go_from_pod_to_store_to_pod(namespace: str, store: Store, tmp_pat
             assert word not in seen
 
         file, out = tmp_path / "one.yaml", tmp_path / "out"
-        file.write_text(yaml.safe_dump({"configuration": {"container": BUSYBOX}, "commands": ["echo one > one"]}))
+        # So many files share an object.
+        many = "for n in $(seq 40); do echo $n > $n; done"
+        file.write_text(yaml.safe_dump({"configuration": {"container": BUSYBOX}, "commands": [many]}))
         submit = [*COMMAND, "submit", str(file), "--scheduler", lab.address, "--plaintext", "--artifacts", str(out)]
         done = subprocess.run(submit, env=kube.environment(), capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert [path.read_text() for path in out.rglob("one")] == ["one\n"]
+        numbers = {str(number) for number in range(1, 41)}
+        files = [path for path in out.rglob("*") if path.name in numbers]
+        assert {path.name for path in files if path.read_text() == f"{path.name}\n"} == numbers
+        (pack,) = [name for name in store.objects if "/packs/" in name]
+        assert store.objects[pack].stat().st_size == sum(len(number) + 1 for number in numbers)
 
 
 def test_the_doctor_and_a_store_that_ends(namespace: str, store: Store, tmp_path: Path) -> None:
@@ -114,6 +121,12 @@ def test_the_doctor_and_a_store_that_ends(namespace: str, store: Store, tmp_path
         assert report.files["one"].read_text() == "one\n"
 
 
+def go_on(namespace: str, action: str) -> None:
+    """Create the file `go` in the workspace of an action."""
+    pod = pod_of(namespace, action)
+    kube.kubectl("exec", "-n", namespace, pod, "-c", "helper", "--", "touch", "/workspace/go")
+
+
 def pod_of(namespace: str, action: str) -> str:
     """Return the name of the pod that runs an action."""
     pods = json.loads(kube.kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
@@ -128,12 +141,20 @@ def test_many_files_and_a_gibibyte(namespace: str, store: Store, tmp_path: Path)
     with api_proxy(tmp_path) as (proxy, kubeconfig), stored_lab(namespace, store, tmp_path) as lab:
         agent = lab.agent(cluster={"kubeconfig": kubeconfig})
         pid = agent.process.pid
-        resident, crossed = machine.memory_of(pid), proxy.proxy.total
-        report = lab.one(DEBIAN, MAKE_BIG, artifacts={"paths": ["big"]})
+        commands = [MAKE_BIG, python(MAKE_FILES), WAIT]
+        resident = machine.memory_of(pid)
+        submission = lab.start({"a": {"image": DEBIAN, "commands": commands, "artifacts": {"paths": ["big", "d/"]}}})
+        submission.until_running("a", "here")
+        crossed = proxy.proxy.total
+        go_on(namespace, "a")
+        report = submission.wait()["a"]
         assert stored(report, store, "big").stat().st_size == GIBIBYTE
-        assert proxy.proxy.total - crossed < 1 << 20, "the API server sees hashes and URLs only"
+        across = proxy.proxy.total - crossed
+        print(f"through the API server for a GiB and {FILES} files: {across / 1024:.0f} KiB")
+        assert across < 1 << 20, "the API server sees paths, hashes and a few URLs only"
         peak = machine.peak_of(pid)
         assert peak - resident < 16 << 20, "the agent holds no file"
+        crossed = proxy.proxy.total
         reports = lab.run(
             {
                 "make": {"image": DEBIAN, "commands": [python(MAKE_FILES)]},
@@ -141,6 +162,9 @@ def test_many_files_and_a_gibibyte(namespace: str, store: Store, tmp_path: Path)
             }
         )
         assert reports["same"].text.split() == ["True", str(FILES)]
+        across = proxy.proxy.total - crossed
+        print(f"through the API server for {FILES} files to the store and back: {across / 1024:.0f} KiB")
+        assert across < 3 << 20, "the life of the two pods costs 1 MiB"
         assert machine.peak_of(pid) - resident < 64 << 20
 
 

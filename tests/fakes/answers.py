@@ -29,6 +29,7 @@ class Request:
     body: Object | None
     authorization: str
     at: float = 0.0
+    accept: str = ""
 
 
 @dataclass(slots=True)

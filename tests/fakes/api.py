@@ -123,7 +123,8 @@ class FakeApi(Changing):
         body = json.loads(await request.read() or b"null")
         released = self.releases
         at = asyncio.get_running_loop().time()
-        self.requests.append(Request(verb, request.path, query, body, request.headers.get("Authorization", ""), at))
+        token, accept = request.headers.get("Authorization", ""), request.headers.get("Accept", "")
+        self.requests.append(Request(verb, request.path, query, body, token, at, accept))
         await self.notify()
         for script in self.scripts:
             if script.fits(verb, request.path):

@@ -344,17 +344,19 @@ class FakeEnvironment:
         return self.script.objects and uri.startswith("s3://")
 
     async def files(
-        self, rules: ArtifactRules, seconds: float, *, objects: bool = False
+        self, rules: ArtifactRules, seconds: float, *, objects: bool = False, packs: bool = False
     ) -> AsyncGenerator[FilePart | Collected, None]:
         """Yield one file, then the next result of a copy from `Script.collections`. By default, the copy succeeds.
 
-        If the result is an error, raise the error in place of the end of the file.
+        With `packs`, the file is the second one of its object. If the result is an error, raise the error in place of
+        the end of the file.
         """
         await self.note("files")
         collections = self.script.collections
         end = collections.pop(0) if len(collections) > 1 else collections[0] if collections else collected()
         yield FileStart(b"out.txt", 0o644, len(self.script.content))
-        yield StoredObject("s3://bucket/sealci/out.txt", "etag") if objects else FileData(self.script.content)
+        offset = 100 if packs else 0
+        yield StoredObject("s3://bucket/sealci/x", "etag", offset) if objects else FileData(self.script.content)
         if isinstance(end, BaseException):
             raise end
         yield FileEnd(b"\0" * 32)

@@ -21,12 +21,12 @@ CHECKSUM = "x-amz-checksum-sha256"
 
 
 class FakeStore:
-    """The objects by path and query, and the answers of the next requests.
+    """The objects by path, with or without query, and the answers of the next requests.
 
     A number in `faults` is the status of the next answer, None is a normal answer. "cut" ends the connection in the
     middle of the answer or of the body. "early" refuses a body after its first bytes and closes the connection. "flip"
     changes a bit of the body on its way. "stall" does not answer before the store ends. `clock` is the difference of
-    the store's clock in seconds.
+    the store's clock in seconds. A store without `ranges` sends whole objects.
     """
 
     def __init__(self) -> None:
@@ -37,6 +37,7 @@ class FakeStore:
         self.lock = threading.Lock()
         self.ended = threading.Event()
         self.clock = 0.0
+        self.ranges = True
         self.url = ""
 
     def enter(self, change: int) -> None:
@@ -118,16 +119,20 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(204)
 
     def do_GET(self) -> None:
-        fault = self.store.next_fault(f"GET {self.path}")
+        span = self.headers.get("Range", "")
+        fault = self.store.next_fault(f"GET {self.path} {span}".rstrip())
         if fault == "stall":
             self.store.ended.wait()
             self.close_connection = True
         elif isinstance(fault, int):
             self.answer(fault, b"<Error><Code>Scripted</Code></Error>")
-        elif self.path not in self.store.objects:
+        elif (data := self.store.objects.get(self.path, self.store.objects.get(self.path.partition("?")[0]))) is None:
             self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        elif span and self.store.ranges:
+            first, last = map(int, span.removeprefix("bytes=").split("-"))
+            self.answer(206, data[first : last + 1], cut=fault == "cut")
         else:
-            self.answer(200, self.store.objects[self.path], cut=fault == "cut")
+            self.answer(200, data, cut=fault == "cut")
 
 
 @contextmanager

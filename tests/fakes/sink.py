@@ -33,7 +33,7 @@ class RecordingEventSink:
         self.acknowledges.set()
         self.upload_errors: list[Exception] = []
         self.poisoned: set[str] = set()
-        self.stores_references = True
+        self.stores_references = self.stores_packs = True
         # What `fetch` yields for each input, by its number. An error is raised.
         self.inputs: dict[int, list[FilePart | Exception]] = {}
 
@@ -83,6 +83,10 @@ class RecordingSessionSink:
     @property
     def stores_references(self) -> bool:
         return self.sink.stores_references
+
+    @property
+    def stores_packs(self) -> bool:
+        return self.sink.stores_packs
 
     async def fetch(self, number: int) -> AsyncGenerator[FilePart, None]:
         """Yield the parts of input `number` that the test has set. Raise an error among them once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -115,6 +116,18 @@ async def test_the_scheduler_signs_for_the_claim_of_a_session(store: FakeStore, 
         with pytest.raises(StoreError, match="is no input of test") as failure:
             await issuer.input_urls(key, [f"{name.uri}y"])
         assert not failure.value.retryable
+
+
+async def test_the_scheduler_names_a_pack_by_its_hash(store: FakeStore, tmp_path: Path) -> None:
+    async with signing_scheduler(tmp_path, ObjectStore(settings(store), KEYS)) as (agent, issuer):
+        grants = issuer.uploads(translate.key(await agent.action()))
+        others = hashlib.sha256(b"other").digest()
+        packs = [replace(file(b""), sha256=digest, parts=(digest,)) for digest in (DIGEST, others)]
+        for (request,), pack in zip(await grants.requests(packs), packs, strict=True):
+            assert urlsplit(str(request["url"])).path.endswith(f"/packs/{pack.sha256.hex()}")
+            assert (await grants.complete(pack, ["tag"])).uri.endswith(f"/packs/{pack.sha256.hex()}")
+        with pytest.raises(StoreError, match="a pack, which has no path, is put whole"):
+            await grants.requests([file(b"", DIGEST, DIGEST)])
 
 
 async def test_uploads_in_parts_go_on_after_a_second_question(store: FakeStore, tmp_path: Path) -> None:

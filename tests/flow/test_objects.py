@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,19 +12,26 @@ from agent.domain.artifacts import FileData, FileEnd, FilePart, FileStart, Store
 from agent.domain.errors import ClusterError, InputMissing, Reason, Stage
 from agent.domain.outcome import Result
 from agent.local_scheduler.local_service import Access
+from agent.local_scheduler.options import SchedulerOptions
 from agent.local_scheduler.server import open_scheduler
+from agent.objects.store import ObjectStore
 from agent.pipeline import parser
+from agent.pipeline.wire import local_pb2, local_pb2_grpc
 from agent.protocol import translate
 from agent.protocol.wire import agent_pb2 as wire
 from agent.scheduler.stream.upload import Packer
+from agent.settings import ObjectSettings
 from tests.fakes.agent import FakeAgent
 from tests.fakes.cluster import Script, collected
+from tests.fakes.object_store import fake_store
 from tests.flow.test_inputs import PIPELINE, RUN, fetch
 from tests.flow.test_run_action import DECLARED, Rig, life
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
+KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
 AWAY = ClusterError("connection refused", reason=Reason.OBJECT_STORE_UNAVAILABLE, retryable=True)
 
 
@@ -64,6 +72,60 @@ async def test_without_a_fallback_the_store_is_the_reason() -> None:
     assert (outcome.stage, outcome.reason) == (Stage.ARTIFACTS, Reason.OBJECT_STORE_UNAVAILABLE)
     assert outcome.exit_code == 0
     assert rig.sample("artifact_failures_total", reason="store") == 1
+
+
+@pytest.mark.parametrize(("knows", "offset"), [(True, 100), (False, 0)])
+async def test_files_share_objects_if_the_scheduler_stores_their_places(knows: bool, offset: int) -> None:
+    rig = Rig()
+    rig.sink.stores_packs = knows
+    sent = await life(rig, Script(objects=True))
+    assert [part.offset for part in sent.uploads[0] if isinstance(part, StoredObject)] == [offset]
+
+
+async def test_the_local_scheduler_reads_and_hands_out_a_file_within_an_object(tmp_path: Path) -> None:
+    parts: list[FilePart] = [
+        FileStart(b"dist/x", 0o755, 7),
+        StoredObject("s3://b/sealci/p", "t", 3),
+        FileEnd(bytes(32)),
+    ]
+    message = [translate.part_message(part) for part in (*parts, translate.UploadEnd(1, 7))]
+    with fake_store() as store:
+        store.objects["/b/sealci/p"] = b"...content..."
+        settings = {"issuer": "agent", "endpoint": store.url, "bucket": "b", "path_style": True}
+        objects = ObjectStore(ObjectSettings.model_validate(settings), KEYS)
+        options = SchedulerOptions(objects=objects)
+        async with (
+            open_scheduler("127.0.0.1:0", tmp_path, Access(), options) as scheduler,
+            FakeAgent(scheduler.address, features=("inputs",)) as agent,
+        ):
+            text = PIPELINE.replace("      - {from: build, paths: [run.sh]}\n", "")
+            await scheduler.dispatcher.submit(RUN, parser.parse(text, "p.yaml"), {})
+            action = await agent.action()
+            await agent.upload(translate.key(action), message)
+            request = local_pb2.DownloadRequest(pipeline=RUN, action="build", path=b"dist/x")
+            stub = local_pb2_grpc.LocalStub(agent.channel)
+            store.ranges = False
+            assert b"".join([part.data async for part in stub.Download(request)]) == b"content"
+            store.ranges = True
+            assert b"".join([part.data async for part in stub.Download(request)]) == b"content"
+            await agent.live(action)
+            async with asyncio.timeout(10):
+                detail = await next_wait(scheduler.registry.watch(RUN))
+            assert detail == "no connected agent has the feature object-packs"
+        async with (
+            open_scheduler("127.0.0.1:0", tmp_path, Access(), options) as scheduler,
+            FakeAgent(scheduler.address, features=("inputs", "object-packs")) as agent,
+        ):
+            (file,) = translate.action(await agent.action()).inputs[0].files
+            assert (file.path, file.size, file.uri, file.offset) == (b"x", 7, "s3://b/sealci/p", 3)
+
+
+async def next_wait(events: AsyncIterator[local_pb2.PipelineEvent]) -> str:
+    """Return what an action of a pipeline waits for."""
+    async for event in events:
+        if event.WhichOneof("event") == "waiting":
+            return event.waiting.detail
+    raise AssertionError("the pipeline has ended")
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/sealci/x", ""])

@@ -44,6 +44,8 @@ DEFAULT_TIMINGS = ApiTimings()
 # whole seconds, so smaller differences mean nothing.
 CLOCK_NOISE = timedelta(seconds=2)
 JSON, MERGE_PATCH = "application/json", "application/merge-patch+json"
+# The form of an answer that no caller reads. The whole pod has 24 KB (measured), and its metadata has 5 KB.
+METADATA = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1, {JSON}"
 # The content type of a patch that names an element of a list, such as one container, by its key.
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 # The HTTP method of each RBAC verb.
@@ -193,11 +195,12 @@ class Client:
         """Send the request with the configured credentials. Returns when the head of the answer has arrived."""
         data = None if body is None else json.dumps(body).encode()
         kind = patch if method == "PATCH" else JSON
+        accept = METADATA if method == "DELETE" or path.endswith("/resize") else JSON
         return await self.session.request(
             method,
             self.url(path, (query or {}).items()),
             data=data,
-            headers=await self.credentials() | {"Accept": JSON, "Content-Type": kind},
+            headers=await self.credentials() | {"Accept": accept, "Content-Type": kind},
             timeout=timeout,
             server_hostname=self.server_hostname,
         )

@@ -29,7 +29,7 @@ from agent.objects.cache_entries import Archive, EntryRefused, Place, version_of
 from agent.objects.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     from agent.cluster.api.exec import ExecStream
     from agent.domain.actions import Cache, CacheScope
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # Faults after which no other action could use the entry either.
 BROKEN = ("missing", "digest", "archive")
+# The begin of a line about the progress.
+MOVED = b'{"moved"'
 UNUSABLE = (ArchiveError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
@@ -46,7 +48,7 @@ class CacheRequest:
     """What an exec needs to know: the caches of the action, its scope and image, and the limits.
 
     `seconds` is the time for all caches, `max_bytes` the largest size of an archive, `writes` whether entries may be
-    stored or deleted.
+    stored or deleted. `show_moved` gets the key of a cache, the bytes of its archive that were moved, and the size.
     """
 
     caches: tuple[Cache, ...]
@@ -55,6 +57,7 @@ class CacheRequest:
     seconds: float
     max_bytes: int
     writes: bool
+    show_moved: Callable[[str, int, int], None] = lambda *_: None
 
     def command(self, word: str, workspace: str) -> list[str]:
         numbers = (str(int(self.seconds)), str(self.max_bytes))
@@ -73,6 +76,7 @@ class CacheConversation(ABC):
     def __init__(self, stream: ExecStream, cache: CacheLayout, request: CacheRequest, ca: str = "") -> None:
         self.stream, self.cache, self.request, self.ca = stream, cache, request, ca
         self.answers: AsyncIterator[bytes] = lines(stream)
+        self.key = ""  # of the cache whose archive is on its way
         self.stuck = False  # the program waits for signed URLs that it will not get
 
     @abstractmethod
@@ -122,13 +126,16 @@ class CacheConversation(ABC):
             await self.stream.send(data[at : at + FRAME_BYTES])
 
     async def read(self) -> bytes:
-        """Return the next line of the program.
+        """Return the next answer of the program. Show the lines about the progress before it.
 
         Raises:
             ClusterError: the program has ended.
         """
         try:
-            return await anext(self.answers)
+            while (line := await anext(self.answers)).startswith(MOVED):
+                done, size = json.loads(line)["moved"]
+                self.request.show_moved(self.key, int(done), int(size))
+            return line
         except StopAsyncIteration:
             last = bytes(self.stream.stderr).decode("utf-8", "replace").strip().rpartition("\n")[2]
             raise ClusterError(f"the program for caches ended: {last[:500] or 'no message'}", retryable=True) from None
@@ -227,6 +234,7 @@ class CacheConversation(ABC):
         if archive.size > self.request.max_bytes:
             text = f"the archive has {archive.size} bytes, more than caches.max_size"
             return CacheResult(key, CacheKind.MISS, message=text)
+        self.key = used
         place = Place(archive.scope, used, version_of(cache.paths))
         wanted = await self.source(place, archive) | {"size": archive.size, "sha256": archive.sha256}
         answer = await self.ask({"get": wanted | {"paths": list(cache.paths)}})
@@ -255,6 +263,7 @@ class CacheConversation(ABC):
     async def save_one(self, cache: Cache, key: str) -> CacheResult:
         began = time.monotonic()
         try:
+            self.key = key
             result = await self.put(cache, Place(self.request.write_scope, key, version_of(cache.paths)))
         except StoreError as error:
             result = CacheResult(key, CacheKind.FAILED, message=error.message)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent.aio import cancelled_on_exit, first_of
 from agent.cluster import packaging
 from agent.cluster.api.exec import ExecError
+from agent.cluster.in_pod.objects.file_records import encode_records
 from agent.domain.artifacts import InputFile
 from agent.domain.errors import ActionFailed, ClusterError, Reason, Stage
 from agent.domain.json import Object
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from agent.cluster.api.exec import ExecStream
     from agent.domain.artifacts import FileData
 
+# Maximum number of files of one object that one line names.
+LINE_FILES = 1024
 # Number of bytes that are collected before they are sent, so that small files share a frame of the exec.
 BATCH_BYTES = 64 << 10
 # Maximum number of bytes of the program's answer.
@@ -35,6 +39,14 @@ REASONS = {
     "digest": Reason.INTERNAL,
     "missing": Reason.INPUT_MISSING,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectFiles:
+    """Files of one object of the object store, which the pod reads with the signed URL `url`."""
+
+    url: str = field(repr=False)
+    files: tuple[InputFile, ...]
 
 
 def deliver_command(workspace: str, go: str, *, snapshot: bool, gated: bool = False) -> list[str]:
@@ -50,10 +62,10 @@ def deliver_command(workspace: str, go: str, *, snapshot: bool, gated: bool = Fa
     return [*packaging.receive_inputs_program(), workspace, path, fifo, packaging.LOG_FOLDER, word]
 
 
-async def deliver(stream: ExecStream, items: AsyncIterator[InputFile | FileData], ca: str = "") -> None:
+async def deliver(stream: ExecStream, items: AsyncIterator[InputFile | FileData | ObjectFiles], ca: str = "") -> None:
     """Send files through an exec of `deliver_command` that is not entered yet.
 
-    A file with a `url` has no data: the program reads it from the object store, whose CA has the PEM certificates `ca`.
+    The program reads `ObjectFiles` from the object store, whose CA has the PEM certificates `ca`.
 
     Raises:
         ActionFailed: a file cannot be written at its path, or its content has another hash.
@@ -81,13 +93,18 @@ async def read_answer(stream: ExecStream, answer: bytearray) -> None:
             raise ExecError(f"the program in {stream.target.pod} wrote more than {MAX_ANSWER} bytes")
 
 
-async def send_files(stream: ExecStream, items: AsyncIterator[InputFile | FileData], ca: str = "") -> None:
+async def send_files(
+    stream: ExecStream, items: AsyncIterator[InputFile | FileData | ObjectFiles], ca: str = ""
+) -> None:
     """Send the files, and then their number."""
     batch, files = bytearray(line({"ca": ca}) if ca else b""), 0
     async for item in items:
         if isinstance(item, InputFile):
             files += 1
             batch += header_line(item)
+        elif isinstance(item, ObjectFiles):
+            files += len(item.files)
+            batch += object_lines(item)
         else:
             batch += item.data
         if len(batch) >= BATCH_BYTES:
@@ -98,10 +115,20 @@ async def send_files(stream: ExecStream, items: AsyncIterator[InputFile | FileDa
 
 
 def header_line(file: InputFile) -> bytes:
-    # Bytes that are not UTF-8 become halves of surrogate pairs, which the program turns back into these bytes.
-    path = file.path.decode("utf-8", "surrogateescape")
-    header = {"path": path, "mode": file.mode, "size": file.size, "sha256": file.sha256.hex()}
-    return line(header | ({"url": file.url} if file.url else {}))
+    return line({"path": text_of(file), "mode": file.mode, "size": file.size, "sha256": file.sha256.hex()})
+
+
+def object_lines(item: ObjectFiles) -> bytes:
+    """Return the lines that name the files of one object."""
+    files = sorted(item.files, key=lambda file: file.offset)
+    records = [(text_of(file), file.mode, file.size, file.sha256, file.offset) for file in files]
+    starts = range(0, len(records), LINE_FILES)
+    return b"".join(line({"url": item.url}) + encode_records(records[at : at + LINE_FILES]) + b"\n" for at in starts)
+
+
+def text_of(file: InputFile) -> str:
+    """Return the path of a file. Bytes that are not UTF-8 become halves of surrogate pairs, as in the program."""
+    return file.path.decode("utf-8", "surrogateescape")
 
 
 def line(value: Object) -> bytes:

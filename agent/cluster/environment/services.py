@@ -216,6 +216,7 @@ class PodServices:
             environment.helper_container,
             environment.workspace,
             notify,
+            action_id=environment.plan.action.key.action_id,
             gated=self.gated,
             inputs=environment.plan.action.awaits_files,
         )

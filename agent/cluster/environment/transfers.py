@@ -7,7 +7,6 @@ the helper moves the bytes itself, and the exec carries signed URLs.
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.cluster.api.container_ref import ContainerRef
@@ -71,11 +70,14 @@ class FileTransfers:
         return self.context.copies
 
     async def files(
-        self, rules: ArtifactRules, seconds: float, *, objects: bool = False
+        self, rules: ArtifactRules, seconds: float, *, objects: bool = False, packs: bool = False
     ) -> AsyncGenerator[FilePart | Collected, None]:
         """Copy the files that match `rules` out of the pod, within `seconds`. The last item is `Collected`."""
         issuer = self.context.issuer
-        items = self.stored(issuer, rules, seconds) if objects and issuer else self.copied(rules, seconds)
+        if objects and issuer is not None:
+            items = self.stored(issuer, rules, seconds, packs=packs)
+        else:
+            items = self.copied(rules, seconds)
         async with aclosing(items):
             async for item in items:
                 yield item
@@ -90,7 +92,7 @@ class FileTransfers:
         return collect.collect(open_exec, rules, limits, workspace=self.workspace)
 
     def stored(
-        self, issuer: Issuer, rules: ArtifactRules, seconds: float
+        self, issuer: Issuer, rules: ArtifactRules, seconds: float, *, packs: bool
     ) -> AsyncGenerator[FilePart | Collected, None]:
         """Let the pod put files into the object store."""
         settings = self.context.settings
@@ -100,7 +102,7 @@ class FileTransfers:
             total_bytes=settings.objects.max_total_size,
             seconds=seconds,
         )
-        argv = objects.objects_command(rules, limits, workspace=self.workspace)
+        argv = objects.objects_command(rules, limits, workspace=self.workspace, packs=packs)
         stream = ExecStream(self.client, self.helper_container, argv, seconds=seconds, stdin=True)
         return objects.collect_objects(stream, issuer.uploads(self.plan.action.key), limits, issuer.ca)
 
@@ -142,7 +144,12 @@ class FileTransfers:
 
     def cache_request(self, caches: tuple[Cache, ...], scope: CacheScope, seconds: float) -> CacheRequest:
         settings, writes = self.context.settings, self.context.settings.policy.cache == "read-write"
-        return CacheRequest(caches, scope, self.image, seconds, settings.caches.max_size, writes)
+        return CacheRequest(caches, scope, self.image, seconds, settings.caches.max_size, writes, self.show_cache)
+
+    def show_cache(self, key: str, done: int, size: int) -> None:
+        """Show the progress of an archive to the person at the terminal of `run`, if there is one."""
+        if self.context.debug is not None:
+            self.context.debug.show_moved(self.plan.action.key.action_id, f"cache {key}", done, size)
 
     @property
     def image(self) -> str:
@@ -163,36 +170,34 @@ class FileTransfers:
             if isinstance(cache, CacheStore)
             else ClaimConversation(stream, cache, request)
         )
-        async with aclosing(conversation_results(conversation, succeeded=succeeded)) as results:
-            async for result in results:
-                yield result
+        try:
+            async with aclosing(conversation_results(conversation, succeeded=succeeded)) as results:
+                async for result in results:
+                    self.show_cache("", 0, 0)
+                    yield result
+        finally:
+            self.show_cache("", 0, 0)
 
 
 async def with_urls(
     issuer: Issuer, key: Key, items: AsyncIterator[InputFile | FileData]
-) -> AsyncGenerator[InputFile | FileData, None]:
-    """Yield the items in order. Files of the object store get a signed URL, some at a time.
+) -> AsyncGenerator[InputFile | FileData | deliver.ObjectFiles, None]:
+    """Yield the items that the scheduler sends, and then the files of each object of the store, with a signed URL.
+
+    Some URLs are signed at a time, so that they are fresh when the pod uses them.
 
     Raises:
         StoreError: there are no credentials, or the objects are no inputs of the attempt.
         SchedulerError: the scheduler does not answer.
     """
-    batch: list[InputFile] = []
-
-    async def signed() -> list[InputFile]:
-        urls = await issuer.input_urls(key, [file.uri for file in batch]) if batch else []
-        found = [replace(file, url=url) for file, url in zip(batch, urls, strict=True)]
-        batch.clear()
-        return found
-
+    objects: dict[str, list[InputFile]] = {}
     async for item in items:
         if isinstance(item, InputFile) and item.uri:
-            batch.append(item)
-            if len(batch) < MAX_BATCH:
-                continue
-        for file in await signed():
-            yield file
-        if not isinstance(item, InputFile) or not item.uri:
+            objects.setdefault(item.uri, []).append(item)
+        else:
             yield item
-    for file in await signed():
-        yield file
+    uris = list(objects)
+    for first in range(0, len(uris), MAX_BATCH):
+        batch = uris[first : first + MAX_BATCH]
+        for uri, url in zip(batch, await issuer.input_urls(key, batch), strict=True):
+            yield deliver.ObjectFiles(url, tuple(objects[uri]))

@@ -111,7 +111,8 @@ async def copy_files(
             async for each in retrying(session, session.stats.upload_retried, errors, tries if objects else 0):
                 with each:
                     async with turns.turn(limit):
-                        attempt = CopyAttempt(environment, rules, limit.when() or 0.0, objects=objects)
+                        packs = session.reporter.stores_packs
+                        attempt = CopyAttempt(environment, rules, limit.when() or 0.0, objects=objects, packs=packs)
                         await session.reporter.upload(attempt.parts())
     except NoTurn as error:
         raise files_failed(session, "timeout", str(error)) from error
@@ -217,15 +218,23 @@ class CopyAttempt:
     `collected` is the result of a complete try. It is None before the try is complete.
 
     `end` is the deadline of the try by the event loop's clock. `objects`: the pod puts the files into the object store.
+    `packs`: many small files may share an object.
     """
 
     def __init__(
-        self, environment: Environment, rules: ArtifactRules, end: float = 0.0, *, objects: bool = False
+        self,
+        environment: Environment,
+        rules: ArtifactRules,
+        end: float = 0.0,
+        *,
+        objects: bool = False,
+        packs: bool = False,
     ) -> None:
         self.environment = environment
         self.rules = rules
         self.end = end
         self.objects = objects
+        self.packs = packs
         self.collected: Collected | None = None
         self.files = 0
         self.bytes = 0
@@ -238,7 +247,8 @@ class CopyAttempt:
     async def parts(self) -> AsyncIterator[FilePart]:
         """Yield the parts of all files of the environment, and count files and bytes."""
         seconds, size = self.end - asyncio.get_running_loop().time(), 0
-        async with aclosing(self.environment.files(self.rules, seconds, objects=self.objects)) as items:
+        files = self.environment.files(self.rules, seconds, objects=self.objects, packs=self.packs)
+        async with aclosing(files) as items:
             async for item in items:
                 if isinstance(item, Collected):
                     self.collected = item

@@ -118,15 +118,18 @@ def check_number(objects: Sequence[object]) -> None:
 
 
 def wanted_object(each: wire.WantedObject, max_size: int) -> WantedObject:
-    """Return the file that an agent wants to put. Agents are not trusted.
+    """Return the file or the pack that an agent wants to put. Agents are not trusted.
 
     Raises:
         UploadRefused: a path, a size or a hash is not allowed.
     """
-    checked_path(each.path)
+    if each.path:
+        checked_path(each.path)
     parts = tuple(each.part_sha256)
     if not 0 < len(parts) <= MAX_PARTS or any(len(digest) != SHA256_BYTES for digest in (*parts, each.sha256)):
         raise UploadRefused(f"{each.path!r}: each part and the file need a sha256, and at most {MAX_PARTS} parts")
+    if not each.path and len(parts) > 1:
+        raise UploadRefused("a pack, which has no path, is put whole")
     if each.size > max_size:
         raise UploadRefused(f"{each.path!r} has {each.size} bytes; at most {max_size}")
     return WantedObject(each.path, 0, each.size, each.sha256, parts)

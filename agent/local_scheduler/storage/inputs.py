@@ -54,10 +54,14 @@ class FileGone(AgentError):
 
 @dataclass(frozen=True, slots=True)
 class SelectedInput:
-    """An input with the stored files behind it. `files` and `target.files` have the same order."""
+    """An input with the stored files behind it. `files` and `target.files` have the same order.
+
+    `in_packs`: an agent can read the files only if it knows that files share objects.
+    """
 
     target: Input
     files: tuple[FileStored, ...]
+    in_packs: bool = False
 
 
 def selected_inputs(record: ActionRecord) -> tuple[SelectedInput, ...]:
@@ -112,11 +116,12 @@ def select_input(field: str, rule: InputRule, source: ActionRecord) -> SelectedI
         raise InputsUnusable(Reason.INPUT_MISSING, f"{field}: {text}")
     found = tuple(files[path] for path, _ in chosen)
     targets = tuple(
-        InputFile(path, file.mode, file.size, file.sha256, file.uri)
+        InputFile(path, file.mode, file.size, file.sha256, file.uri, file.offset)
         for (_, path), file in zip(chosen, found, strict=True)
     )
     folder = rule.to if rule.to is not None else ""
-    return SelectedInput(Input(rule.source, folder, targets, rule.optional), found)
+    in_packs = any(file.offset for file in found)
+    return SelectedInput(Input(rule.source, folder, targets, rule.optional), found, in_packs)
 
 
 def missing_text(rule: InputRule, glob: str, files: Mapping[bytes, FileStored]) -> str:

@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from agent.local_scheduler.storage.changes import ActionFiles
     from agent.pipeline.events import PipelineEvent
 
-VERSION = 3
+VERSION = 4
 # The statements that bring the tables of an older version to the next version. The mode of files is not known before
 # version 3, so it becomes 0644.
 UPGRADES = {
     1: "ALTER TABLE actions ADD COLUMN service_cursors TEXT NOT NULL DEFAULT '{}'",
     2: "ALTER TABLE files ADD COLUMN mode INTEGER NOT NULL DEFAULT 420; "
     "ALTER TABLE files ADD COLUMN uri TEXT NOT NULL DEFAULT ''",
+    3: "ALTER TABLE files ADD COLUMN start INTEGER NOT NULL DEFAULT 0",
 }
 TABLES = """
 CREATE TABLE pipelines (
@@ -47,7 +48,8 @@ CREATE TABLE events (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE files (
     pipeline TEXT NOT NULL, action TEXT NOT NULL, path BLOB NOT NULL, size INTEGER NOT NULL, sha256 BLOB NOT NULL,
-    mode INTEGER NOT NULL DEFAULT 420, uri TEXT NOT NULL DEFAULT '', PRIMARY KEY (pipeline, action, path)
+    mode INTEGER NOT NULL DEFAULT 420, uri TEXT NOT NULL DEFAULT '', start INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (pipeline, action, path)
 ) STRICT, WITHOUT ROWID;
 """
 SAVE_PIPELINE = """
@@ -65,8 +67,8 @@ INSERT OR REPLACE INTO actions (
 """
 SAVE_EVENT = "INSERT INTO events (pipeline, position, event) VALUES (:pipeline, :position, :event)"
 SAVE_FILE = """
-INSERT INTO files (pipeline, action, path, size, sha256, mode, uri)
-VALUES (:pipeline, :action, :path, :size, :sha256, :mode, :uri)
+INSERT INTO files (pipeline, action, path, size, sha256, mode, uri, start)
+VALUES (:pipeline, :action, :path, :size, :sha256, :mode, :uri, :start)
 """
 
 
@@ -240,6 +242,7 @@ def replace_files(connection: sqlite3.Connection, files: ActionFiles) -> None:
             "sha256": each.sha256,
             "mode": each.mode,
             "uri": each.uri,
+            "start": each.offset,
         }
         for each in files.files
     )
@@ -254,8 +257,8 @@ def delete_files(connection: sqlite3.Connection, pipeline: str, action: str) -> 
 def load_files(connection: sqlite3.Connection, pipeline: str) -> dict[str, list[FileStored]]:
     """Return the files of a pipeline by the name of their action."""
     files: dict[str, list[FileStored]] = {}
-    query = "SELECT action, path, size, sha256, mode, uri FROM files WHERE pipeline = ?"
+    query = "SELECT action, path, size, sha256, mode, uri, start FROM files WHERE pipeline = ?"
     for row in connection.execute(query, (pipeline,)):
-        file = FileStored(row["path"], row["size"], row["sha256"], row["mode"], row["uri"])
+        file = FileStored(row["path"], row["size"], row["sha256"], row["mode"], row["uri"], row["start"])
         files.setdefault(row["action"], []).append(file)
     return files

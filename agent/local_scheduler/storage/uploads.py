@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MAX_FILES = 100_000
 # Maximum number of characters of the name of an object.
 MAX_URI = 4096
+# Maximum number of bytes of an object.
+MAX_OBJECT = 1 << 60
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Error numbers for a path that is well formed but that the file system does not accept.
@@ -142,7 +144,7 @@ class Upload:
         self.handle = -1
         self.digest = hashlib.sha256()
         self.file_bytes = 0
-        self.uri = ""
+        self.uri, self.offset = "", 0
 
     def feed(self, parts: Iterable[FilePart | UploadEnd | None]) -> None:
         """Process the next parts of the upload in order. None is a part of an unknown kind and is ignored.
@@ -161,7 +163,7 @@ class Upload:
                 case FileData():
                     self.write_data(part.data)
                 case StoredObject():
-                    self.note_object(part.uri)
+                    self.note_object(part)
                 case FileEnd():
                     self.finish_file(part.sha256)
                 case UploadEnd():
@@ -181,7 +183,7 @@ class Upload:
         self.start = start
         self.digest = hashlib.sha256()
         self.file_bytes = 0
-        self.uri = ""
+        self.uri, self.offset = "", 0
 
     def transfer(self) -> Transfer:
         """Return the progress of the upload."""
@@ -205,13 +207,16 @@ class Upload:
         self.digest.update(data)
         write_all(self.handle, data)
 
-    def note_object(self, uri: str) -> None:
-        """Keep the name of the file that is being received. Its content is in an object store."""
+    def note_object(self, part: StoredObject) -> None:
+        """Keep the object of the file that is being received. The content of the file is in an object store."""
+        uri = part.uri
         if self.start is None or self.file_bytes or self.uri or not 0 < len(uri) <= MAX_URI:
             raise UploadRefused("the name of an object without a file, or a name that is too long")
+        if part.offset + self.start.size > MAX_OBJECT:
+            raise UploadRefused(f"{self.start.path[:200]!r} ends after the largest possible object")
         if not uri.startswith(self.object_names):
             raise UploadRefused(f"{uri[:200]!r} is not the name of an object that this attempt has put")
-        self.uri = uri
+        self.uri, self.offset = uri, part.offset
 
     def finish_file(self, sha256: bytes) -> None:
         """Check size and SHA-256 of the file that is being received, and close it."""
@@ -229,7 +234,7 @@ class Upload:
         self.handle = -1
         self.start = None
         self.paths.add(start.path)
-        self.files.append(FileStored(start.path, start.size, sha256, start.mode & 0o777, self.uri))
+        self.files.append(FileStored(start.path, start.size, sha256, start.mode & 0o777, self.uri, self.offset))
 
     def check_end(self, end: UploadEnd) -> None:
         """Compare the number of files and bytes that the agent has sent with the received files."""

@@ -28,7 +28,7 @@ def part_message(part: artifacts.FilePart | UploadEnd) -> wire.ArtifactPart:
         case artifacts.FileData():
             return wire.ArtifactPart(data=part.data)
         case artifacts.StoredObject():
-            return wire.ArtifactPart(stored=wire.StoredFile(uri=part.uri, etag=part.etag))
+            return wire.ArtifactPart(stored=wire.StoredFile(uri=part.uri, etag=part.etag, offset=part.offset))
         case artifacts.FileEnd():
             return wire.ArtifactPart(file_end=wire.FileEnd(sha256=part.sha256))
         case UploadEnd():
@@ -43,7 +43,7 @@ def part(message: wire.ArtifactPart) -> artifacts.FilePart | UploadEnd | None:
         case "data":
             return artifacts.FileData(message.data)
         case "stored":
-            return artifacts.StoredObject(message.stored.uri, message.stored.etag)
+            return artifacts.StoredObject(message.stored.uri, message.stored.etag, message.stored.offset)
         case "file_end":
             return artifacts.FileEnd(message.file_end.sha256)
         case "end":

@@ -84,7 +84,9 @@ def input_of(field: str, message: wire.Input) -> Input:
     source = getattr(message, "from")  # `from` is a keyword of Python
     if message.to:
         check_path(f"{field}.to", message.to.encode())
-    files = tuple(InputFile(each.path, each.mode & 0o777, each.size, each.sha256, each.uri) for each in message.files)
+    files = tuple(
+        InputFile(each.path, each.mode & 0o777, each.size, each.sha256, each.uri, each.offset) for each in message.files
+    )
     found = Input(source, message.to, files, message.optional)
     for file in files:
         check_path(f"{field}.files.path", found.target(file))
@@ -190,7 +192,9 @@ def action_message(value: domain.Action) -> wire.Action:
 
 def input_message(value: Input) -> wire.Input:
     files = (
-        wire.InputFile(path=each.path, mode=each.mode, size=each.size, sha256=each.sha256, uri=each.uri)
+        wire.InputFile(
+            path=each.path, mode=each.mode, size=each.size, sha256=each.sha256, uri=each.uri, offset=each.offset
+        )
         for each in value.files
     )
     message = wire.Input(to=value.to, files=files, optional=value.optional)

@@ -1808,6 +1808,7 @@ class InputFile(_message.Message):
     SIZE_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
     path: _builtins.bytes
     """relative to Input.to, without "..", as on the disk, so not necessarily UTF-8"""
     mode: _builtins.int
@@ -1818,6 +1819,8 @@ class InputFile(_message.Message):
     """the agent runs no command if the bytes that arrive have another hash"""
     uri: _builtins.str
     """as in StoredFile; an agent that uses this store reads the file there; empty: the scheduler has it"""
+    offset: _builtins.int
+    """As in StoredFile. An action with a file whose offset is not 0 needs an agent with the feature `object-packs`."""
     def __init__(
         self,
         *,
@@ -1826,10 +1829,11 @@ class InputFile(_message.Message):
         size: _builtins.int = ...,
         sha256: _builtins.bytes = ...,
         uri: _builtins.str = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "path", b"path", "sha256", b"sha256", "size", b"size", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "offset", b"offset", "path", b"path", "sha256", b"sha256", "size", b"size", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2324,19 +2328,25 @@ class StoredFile(_message.Message):
 
     URI_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
     """"s3://<bucket>/<name>", percent-encoded"""
     etag: _builtins.str
     """as the store returned it"""
+    offset: _builtins.int
+    """Position of the first byte of the file in the object. The file has FileStart.size bytes. Many small files share one
+    object. Not 0 only if the scheduler has the feature `object-packs`.
+    """
     def __init__(
         self,
         *,
         uri: _builtins.str = ...,
         etag: _builtins.str = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "offset", b"offset", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2394,7 +2404,9 @@ class WantedObject(_message.Message):
     URI_FIELD_NUMBER: _builtins.int
     purpose: Global___Purpose.ValueType
     path: _builtins.bytes
-    """ARTIFACT: as in FileStart"""
+    """ARTIFACT: as in FileStart. Empty: an object that many small files share, only if the scheduler has the feature
+    `object-packs`. The scheduler chooses a name for each `sha256`.
+    """
     size: _builtins.int
     """ARTIFACT: number of bytes"""
     sha256: _builtins.bytes

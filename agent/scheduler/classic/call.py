@@ -137,6 +137,11 @@ class Call:
         """Return False, because a classic scheduler stores no files."""
         return False
 
+    @property
+    def stores_packs(self) -> bool:
+        """Return False, because a classic scheduler stores no files."""
+        return False
+
     def fetch(self, number: int) -> AsyncGenerator[FilePart, None]:
         """Refuse, because a classic scheduler sends no inputs.
 

@@ -244,7 +244,9 @@ class Connection:
         interval = seconds_or(registered.health_interval, DEFAULT_INTERVAL)
         grace = seconds_or(registered.resume_grace, DEFAULT_GRACE)
         self.stream = stream
-        self.outbox.stores_references = Feature.OBJECTS in translate.features(registered.features)
+        features = translate.features(registered.features)
+        self.outbox.stores_references = Feature.OBJECTS in features
+        self.outbox.stores_packs = Feature.OBJECT_PACKS in features
         if self.reconnector.closing.is_set():
             stream.close()
         self.reconnector.on_connected()
@@ -252,7 +254,7 @@ class Connection:
             "registered with the scheduler",
             address=self.settings.address,
             scheduler=registered.scheduler[:100],
-            features=sorted(each.value for each in translate.features(registered.features)),
+            features=sorted(each.value for each in features),
             agent=self.identity.agent_id,
             health_interval=interval,
         )

@@ -102,13 +102,14 @@ class SchedulerIssuer:
 class SchedulerGrants:
     """The grants of one collection of files. See `agent.objects.grants.Grants`.
 
-    `granted` has the grants of the last batch by path, and `uploads` the uploads in parts that are not complete.
+    `granted` has the grants of the last batch by path and hash, because packs have no path. `uploads` has the uploads
+    in parts that are not complete.
     """
 
     def __init__(self, issuer: SchedulerIssuer, key: Key) -> None:
         self.issuer = issuer
         self.key = key
-        self.granted: dict[bytes, wire.ObjectGrant] = {}
+        self.granted: dict[tuple[bytes, bytes], wire.ObjectGrant] = {}
         self.uploads: dict[bytes, str] = {}
 
     async def requests(self, batch: Sequence[WantedObject]) -> list[list[Request]]:
@@ -124,12 +125,12 @@ class SchedulerGrants:
             for each in batch
         ]
         grants = await self.issuer.grants(self.key, wanted, [len(each.parts) for each in batch])
-        self.granted = {each.path: grant for each, grant in zip(batch, grants, strict=True)}
-        self.uploads |= {path: grant.upload for path, grant in self.granted.items() if grant.upload}
+        self.granted = {(each.path, each.sha256): grant for each, grant in zip(batch, grants, strict=True)}
+        self.uploads |= {path: grant.upload for (path, _), grant in self.granted.items() if grant.upload}
         return [[{"url": each.url, "headers": dict(each.headers)} for each in grant.requests] for grant in grants]
 
     async def complete(self, wanted: WantedObject, etags: Sequence[str]) -> StoredName:
-        grant = self.granted[wanted.path]
+        grant = self.granted[wanted.path, wanted.sha256]
         if len(etags) != len(wanted.parts):
             raise StoreError(f"{grant.uri}: {len(etags)} of {len(wanted.parts)} parts were stored")
         if not grant.upload:

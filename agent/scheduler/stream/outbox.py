@@ -58,6 +58,7 @@ class Outbox:
     False. The outbox then gives the kept events new numbers, and puts a notice about the lost events before them.
 
     `stores_references`: the scheduler of the last registration stores files of an object store by their names.
+    `stores_packs`: it also stores the place of a file within an object.
     `ignored` counts, by kind, the messages of the scheduler that fit no event or session.
     """
 
@@ -79,7 +80,7 @@ class Outbox:
         self.on_state_loss = on_state_loss
         self.uploader: Uploader | None = None
         self.fetcher: Fetcher | None = None
-        self.stores_references = False
+        self.stores_references = self.stores_packs = False
         self.session_outboxes: dict[tuple[str, int], SessionOutbox] = {}
         self.turns: deque[SessionOutbox] = deque()
 

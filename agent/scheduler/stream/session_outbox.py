@@ -35,6 +35,7 @@ class SharedOutbox(Protocol):
     window: int
     metrics: Metrics
     stores_references: bool
+    stores_packs: bool
 
     def schedule(self, session: SessionOutbox) -> None: ...
 
@@ -161,6 +162,11 @@ class SessionOutbox:
     def stores_references(self) -> bool:
         """Return whether the scheduler stores files that are in an object store by their names."""
         return self.outbox.stores_references
+
+    @property
+    def stores_packs(self) -> bool:
+        """Return whether the scheduler stores the place of a file within an object."""
+        return self.outbox.stores_packs
 
     def fetch(self, number: int) -> AsyncGenerator[FilePart, None]:
         """Wait for a connection and yield the parts of an input's files. The caller sets a deadline.

@@ -29,13 +29,11 @@ from agent.cluster.in_pod.files import (
     cache_hash,
     caches,
     collect_files,
-    downloads,
     errand_lock,
     receive_inputs,
     receive_tree,
-    send_objects,
-    store_client,
 )
+from agent.cluster.in_pod.objects import downloads, file_records, outgoing, send_objects, store_client
 from agent.domain.paths import MAX_PATH_BYTES
 
 MODULES = [each.name for each in pkgutil.walk_packages(in_pod.__path__, in_pod.__name__ + ".")] + [glob.__name__]
@@ -44,10 +42,10 @@ PACKED = {
     "helper": [workspace, order, log_keeper, helper],
     "collect_files": [workspace, glob, collect_files],
     "receive_tree": [workspace, receive_tree],
-    "receive_inputs": [workspace, store_client, downloads, errand_lock, receive_inputs],
+    "receive_inputs": [workspace, store_client, downloads, errand_lock, file_records, receive_inputs],
     "caches": [
         *(workspace, glob, store_client, downloads, errand_lock),
-        *(collect_files, send_objects, cache_hash, cache_archive, caches),
+        *(collect_files, file_records, outgoing, send_objects, cache_hash, cache_archive, caches),
     ],
     "read_log": [order, read_log],
 }

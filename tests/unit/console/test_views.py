@@ -21,7 +21,7 @@ from agent.console.open_view import open_view
 from agent.console.reports.final_summary import file_lines, outcome_table
 from agent.console.reports.run_report import ExitCode, Report
 from agent.console.terminal_text import last_state
-from agent.console.view import View
+from agent.console.view import Moving, View
 from agent.domain.errors import Reason, Stage
 from agent.domain.events import (
     Accepted,
@@ -491,6 +491,18 @@ def test_a_file_that_is_being_copied_has_a_bar_and_a_rate() -> None:
     setup = live_view(("", diamond()), ("build", Started("x")), ("build", StageChanged(Stage.SETUP, "copying 1 file")))
     setup.transfers = view.transfers
     assert picture(setup)[1] == f"└── ⠋ build  setup 10.0 s  {bar}"
+
+
+def test_what_the_agent_of_a_run_copies_has_a_bar_and_a_rate() -> None:
+    moving = Moving(iter((100.0, 102.0, 103.0)).__next__)
+    view = live_view(("", diamond()), ("build", Started("x")), ("build", StageChanged(Stage.SETUP, "restoring caches")))
+    view.transfers = lambda: moving.transfers
+    moving.show("run/build", "cache pip", 0, 48_000_000)
+    moving.show("run/build", "cache pip", 12_000_000, 48_000_000)
+    bar = f"{'━' * 24}  11.4 MiB  6.0 MB/s  cache pip"
+    assert picture(view)[1] == f"└── ⠋ build  setup 10.0 s  {bar}"
+    moving.show("run/build", "", 0, 0)
+    assert picture(view)[1] == "└── ⠋ build  setup 10.0 s  restoring caches"
 
 
 def test_a_small_window_shows_running_actions_first() -> None:

@@ -78,7 +78,7 @@ ACTIONS = [
         "alpine",
         ("true",),
         inputs=(
-            Input("build", "wheels", (InputFile(b"a/\xff", 0o755, 1 << 40, bytes(32), "s3://b/k"),)),
+            Input("build", "wheels", (InputFile(b"a/\xff", 0o755, 1 << 40, bytes(32), "s3://b/k", 1 << 40),)),
             Input("lint", "", (), optional=True),
         ),
     ),
@@ -131,7 +131,7 @@ EVENTS: list[Event] = [
 PARTS: list[FilePart | translate.UploadEnd] = [
     FileStart(b"\xff/a", 0o755, 1 << 40),
     FileData(b"\x00"),
-    StoredObject("s3://b/a%20b", "etag"),
+    StoredObject("s3://b/a%20b", "etag", 1 << 40),
     FileEnd(bytes(32)),
     translate.UploadEnd(2, 1 << 40),
 ]

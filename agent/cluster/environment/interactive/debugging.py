@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agent.aio import cancelled_on_exit
@@ -38,19 +39,25 @@ CHUNK_BYTES = 64 << 10
 UPLOAD_SECONDS = 1800.0
 
 
+def show_nothing(_action_id: str, _what: str, _done: int, _size: int) -> None:
+    """Show no progress."""
+
+
 @dataclass(frozen=True, slots=True)
 class DebugOptions:
     """The options of the person who started `run`, for all its environments.
 
     Owned by the command line, lives as long as the process. `tree` is a tar file with the content of the workspace.
     `shell` opens a shell in the workspace of a failed action. `keep` leaves every pod in the cluster. `screen` hands
-    the terminal to the shell.
+    the terminal to the shell. `show_moved` gets the id of an action, what is copied for it, how many bytes have been
+    moved, and how many there are. The size 0 ends the display.
     """
 
     screen: Callable[[], AbstractAsyncContextManager[None]]
     tree: Path | None = None
     keep: bool = False
     shell: bool = False
+    show_moved: Callable[[str, str, int, int], None] = show_nothing
 
     async def upload_tree(
         self,
@@ -59,6 +66,7 @@ class DebugOptions:
         workspace: str,
         notify: Callable[[str], Awaitable[None]],
         *,
+        action_id: str,
         gated: bool,
         inputs: bool,
     ) -> None:
@@ -80,7 +88,8 @@ class DebugOptions:
         stream = ExecStream(client, target, argv, seconds=UPLOAD_SECONDS, stdin=True)
         try:
             async with stream:
-                sender = asyncio.create_task(send_file(stream, tree), name=f"tree for {target.pod}")
+                copy = send_file(stream, tree, partial(self.show_moved, action_id, "the working tree"), size)
+                sender = asyncio.create_task(copy, name=f"tree for {target.pod}")
                 async with cancelled_on_exit(sender):
                     async for _ in stream:
                         pass
@@ -89,6 +98,8 @@ class DebugOptions:
                 raise upload_failure(last_line or f"exit code {stream.exit_code}")
         except ClusterError as error:
             raise upload_failure(error.message) from error
+        finally:
+            self.show_moved(action_id, "", 0, 0)
 
     async def open_shell(
         self, context: Context, plan: Plan, pod: Object, outcome: Outcome, helper: ContainerRef
@@ -121,10 +132,14 @@ def greeting(outcome: Outcome, target: ContainerRef, workspace: str, image: str)
     return f"✘ {outcome.message}\n  A shell in {workspace} of {place}. After `exit` the agent cleans up."
 
 
-async def send_file(stream: ExecStream, file: Path) -> None:
+async def send_file(stream: ExecStream, file: Path, show: Callable[[int, int], None], size: int) -> None:
+    """Send a file of `size` bytes. `show` gets the number of bytes so far, and the size."""
+    sent = 0
     with file.open("rb") as opened:
         while data := await asyncio.to_thread(opened.read, CHUNK_BYTES):
             await stream.send(data)
+            sent += len(data)
+            show(sent, size)
 
 
 def upload_failure(why: str) -> ActionFailed:

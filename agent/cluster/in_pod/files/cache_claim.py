@@ -16,8 +16,8 @@ from hashlib import sha256
 
 from agent.cluster.in_pod.files.cache_archive import NEW_FILE, open_or_make, pack
 from agent.cluster.in_pod.files.cache_hash import COPY_BYTES, PLAIN_FILE, CacheFault
-from agent.cluster.in_pod.files.downloads import Refused, write_whole
-from agent.cluster.in_pod.files.send_objects import StoreUnavailable
+from agent.cluster.in_pod.objects.downloads import Refused, write_whole
+from agent.cluster.in_pod.objects.send_objects import StoreUnavailable
 from agent.cluster.in_pod.workspace import FOLDER, open_folder
 
 TYPE_CHECKING = False

@@ -6,6 +6,9 @@ signs URLs. The program moves the bytes between the workspace and the object sto
 errand that saves). The word `save` begins with that note, and runs the request `pack` for each cache, and then `end`.
 With a volume, both also run the requests about entries of `cache_claim`.
 
+While an archive is on its way, the program writes a line with the bytes that were `moved`, and the size, at most once a
+second.
+
 An error of one cache is an answer, so that the others go on. The workspace is not trusted (see `cache_archive`), and an
 archive is unpacked only when its size and its hash are those that the agent has named.
 """
@@ -17,15 +20,17 @@ import json
 import os
 import signal
 import sys
+import time
+from functools import partial
 
 from agent.cluster.in_pod.files.cache_archive import NothingToPack, pack, unpack
 from agent.cluster.in_pod.files.cache_claim import Claim
 from agent.cluster.in_pod.files.cache_hash import CacheFault, hash_files
 from agent.cluster.in_pod.files.collect_files import Output
-from agent.cluster.in_pod.files.downloads import Downloads, Refused
 from agent.cluster.in_pod.files.errand_lock import DONE, LOCK, Lock, read_user, remove_folder
-from agent.cluster.in_pod.files.send_objects import ObjectSender, StoreUnavailable
-from agent.cluster.in_pod.files.store_client import StoreClient
+from agent.cluster.in_pod.objects.downloads import Downloads, Refused
+from agent.cluster.in_pod.objects.send_objects import ObjectSender, StoreUnavailable
+from agent.cluster.in_pod.objects.store_client import StoreClient
 from agent.cluster.in_pod.workspace import USER
 
 TYPE_CHECKING = False
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 
 REQUEST_BYTES = 1 << 20  # maximum number of bytes of a request
 NOTE = "caches.json"  # file of the log's folder: what `restore` leaves for `save`
+PROGRESS_SECONDS = 1.0  # seconds between two lines about the bytes that were moved
 ARCHIVE = "archive"  # name of the archive in the temporary folder
 LEFT_CACHE = ".sealci-cache-"  # start of the name of the temporary folder
 
@@ -54,6 +60,7 @@ class CacheErrand:
         self.workspace, self.folder, self.seconds, self.limit = workspace, folder, seconds, limit
         self.claim = Claim(claim)
         self.temporary = f"{workspace}/{LEFT_CACHE}{os.urandom(8).hex()}"
+        self.next_progress = 0.0
         self.downloads = Downloads(lambda *_: None, lambda: None)
 
     def read(self) -> dict[str, Any]:
@@ -65,6 +72,11 @@ class CacheErrand:
     def write(self, answer: dict[str, object]) -> None:
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
+
+    def report_progress(self, done: int, size: int) -> None:
+        if (now := time.monotonic()) >= self.next_progress:
+            self.next_progress = now + PROGRESS_SECONDS
+            self.write({"moved": [done, size]})
 
     # ---- before the commands
 
@@ -113,6 +125,7 @@ class CacheErrand:
     def get(self, wanted: dict[str, Any], user: tuple[int, int] | None) -> list[str]:
         """Copy an archive, check it, and unpack it. The copy cannot change after the check."""
         os.mkdir(self.temporary, 0o700)
+        self.next_progress = 0.0
         with open(f"{self.temporary}/{ARCHIVE}", "w+b") as file:
             if "file" in wanted:
                 digest = self.claim.copy(wanted["file"], wanted["size"], file.fileno())
@@ -131,7 +144,7 @@ class CacheErrand:
         header = {key: wanted[key] for key in ("url", "size", "sha256")} | {"path": "the archive"}
         client = StoreClient(self.downloads.trust)
         try:
-            return self.downloads.download(client, file, header)
+            return self.downloads.download(client, file, header, partial(self.report_progress, size=wanted["size"]))
         finally:
             client.close()
 
@@ -172,8 +185,11 @@ class CacheErrand:
         with open(f"{self.temporary}/{ARCHIVE}", "w+b") as file:
             pack(self.workspace, paths, file, self.limit)
             file.flush()
+            facts = os.fstat(file.fileno())
             sender = ObjectSender(Output(1), [1, self.limit, self.limit, self.seconds], [], [], set())
-            sender.send_file(ARCHIVE, file.fileno(), os.fstat(file.fileno()))
+            self.next_progress = 0.0
+            sender.progress = partial(self.report_progress, size=facts.st_size)
+            sender.send_file(ARCHIVE, file.fileno(), facts)
             sender.send_batch()
 
 

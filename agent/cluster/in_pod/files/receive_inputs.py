@@ -2,8 +2,9 @@
 
 An exec runs this program in container `helper`, with the program's source as an argument. Stdin has, for each file, a
 line of JSON (`path`, `mode`, `size`, `sha256`) and then its bytes, and at last the line `{"end": FILES}`. A line with a
-`url` has no bytes: the program reads the file from the object store, several at the same time. The program answers with
-one line of JSON: `files` and `bytes`, or `started` if the commands have begun before, or `error` and `message`.
+`url` has no bytes. The next line names files of one object (see `file_records`), which the program reads from there.
+The program answers with one line of JSON: `files` and `bytes`, or `started` if the commands have begun before, or
+`error` and `message`.
 
 The agent repeats the program after a break, and so does an agent that adopts the session. A new run therefore ends an
 older run that still works, and removes what that run has left. The content of the workspace is not trusted: no file is
@@ -20,8 +21,9 @@ import stat
 import sys
 from hashlib import sha256
 
-from agent.cluster.in_pod.files.downloads import PIECE_BYTES, Downloads, Refused, write_whole
 from agent.cluster.in_pod.files.errand_lock import DONE, LOCK, Lock, read_user, remove_folder
+from agent.cluster.in_pod.objects.downloads import PIECE_BYTES, Downloads, Refused, spans_of, write_whole
+from agent.cluster.in_pod.objects.file_records import decode_records
 from agent.cluster.in_pod.workspace import FOLDER, USER, send_word, start_commands, take_snapshot, wait_for_path
 
 TYPE_CHECKING = False
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, BinaryIO
 
-LINE_BYTES = 64 * 1024  # maximum number of bytes of a line: a path of 4096 bytes has up to six characters for a byte
+LINE_BYTES = 12 << 20  # maximum number of bytes of a line: the table of many files, which is usually far smaller
 SILENCE_SECONDS = 120  # seconds without a byte after which the program ends: the agent is gone, or the connection
 LEFT = ".sealci-inputs-"
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -60,24 +62,43 @@ class Receiver:
             if "ca" in header:
                 self.downloads.use_ca(header["ca"])
                 continue
-            name = f"{self.temporary}/{self.files}"
-            self.files += 1
-            self.bytes += header["size"]
             if "url" in header:
-                self.downloads.add(name, header)
+                self.download(header)
             else:
-                self.receive(name, header, self.copy)
+                self.receive(self.temporary_name(header["size"]), header, self.copy)
         self.downloads.finish()
         if header["end"] != self.files:
             raise Refused("broken", f"{self.files} files arrived instead of {header['end']}")
 
+    def temporary_name(self, size: int) -> str:
+        """Count a file of SIZE bytes, and return the name that it has until it is complete."""
+        name = f"{self.temporary}/{self.files}"
+        self.files += 1
+        self.bytes += size
+        return name
+
+    def download(self, header: dict[str, Any]) -> None:
+        """Give the files of one object to the threads that read from the object store."""
+        files = [
+            (
+                self.temporary_name(size),
+                {"path": path, "mode": mode, "size": size, "sha256": digest.hex(), "start": start},
+            )
+            for path, mode, size, digest, start in decode_records(self.read_line()[:-1])
+        ]
+        for span in spans_of(header["url"], files):
+            self.downloads.add(span)
+
     def read_header(self) -> dict[str, Any]:
+        header: dict[str, Any] = json.loads(self.read_line())
+        return header
+
+    def read_line(self) -> bytes:
         line = self.stream.readline(LINE_BYTES)
         signal.alarm(SILENCE_SECONDS)
         if not line.endswith(b"\n"):
             raise Refused("broken", "the stream of files ended too early")
-        header: dict[str, Any] = json.loads(line)
-        return header
+        return line
 
     def receive(self, name: str, header: dict[str, Any], copy: Callable[[int, dict[str, Any]], str]) -> None:
         """Receive one file: COPY its bytes to a temporary file, check them, and move the file to its path."""
@@ -89,6 +110,11 @@ class Receiver:
             self.give(file)
             # After the change of the owner, which clears some bits of the mode.
             os.fchmod(file, header["mode"] & 0o777)
+        except BaseException:
+            # The download of the file may start again.
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
         finally:
             os.close(file)
         self.move(name, header["path"])

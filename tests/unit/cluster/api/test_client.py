@@ -131,6 +131,15 @@ async def test_a_cancelled_request_leaves_the_cluster_reachable(api: FakeApi) ->
         assert sample(client, "cluster_reachable") == 1
 
 
+async def test_answers_that_no_caller_reads_have_only_the_metadata(api: FakeApi) -> None:
+    async with api.serving() as client:
+        for verb, path in (("get", "p"), ("patch", "p"), ("patch", "p/resize"), ("delete", "p")):
+            api.answer(verb, path, 200, body="{}")
+            await client.request(verb, "pods", f"{PATH}/{path}", body={})
+    short = [each.accept.startswith("application/json;as=PartialObjectMetadata;") for each in api.requests]
+    assert short == [False, False, True, True]
+
+
 async def test_the_caller_reads_a_stream_itself(api: FakeApi) -> None:
     api.logs["p", "action"] = b"\xff\x00raw\r\n"
     async with (

@@ -44,8 +44,12 @@ class Pods:
         self.max_bytes = 1 << 20
         self.writes, self.seconds = True, 30
         self.cut_after: int | None = None
+        self.moved: list[tuple[str, int, int]] = []
         self.exec_class: type[LocalExec] = LocalExec
         self.new()
+
+    def show(self, key: str, done: int, size: int) -> None:
+        self.moved.append((key, done, size))
 
     @property
     def cache(self) -> CacheLayout:
@@ -92,7 +96,8 @@ class Pods:
         return path.read_text() if path.exists() else None
 
     async def run(self, word: str, *caches: Cache, scope: CacheScope = MAIN, ok: bool = True) -> list[CacheResult]:
-        request = CacheRequest(caches or (CACHE,), scope, "debian", self.seconds, self.max_bytes, self.writes)
+        limits = (self.seconds, self.max_bytes, self.writes)
+        request = CacheRequest(caches or (CACHE,), scope, "debian", *limits, self.show)
         command = request.command(word, str(self.workspace))
         folders = {LOG_FOLDER: str(self.log), CLAIM_FOLDER: str(self.claim)}
         self.exec = self.exec_class([sys.executable, *(folders.get(each, each) for each in command[1:])])

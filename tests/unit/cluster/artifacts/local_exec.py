@@ -16,6 +16,7 @@ class LocalExec:
     """Runs a command of a pod as a process of this machine, with the interface of `ExecStream`.
 
     `frame` is the number of bytes of one piece of the output. It is small, so that pieces do not end with a line.
+    `bytes` is the number of bytes in both directions.
     """
 
     frame = 10
@@ -26,6 +27,7 @@ class LocalExec:
         self.stderr = bytearray()
         self.cut_after: int | None = None
         self.sent = 0
+        self.bytes = 0
 
     async def __aenter__(self) -> Self:
         pipe = asyncio.subprocess.PIPE
@@ -47,6 +49,7 @@ class LocalExec:
     async def send(self, data: bytes) -> None:
         assert self.process.stdin is not None
         self.sent += 1
+        self.bytes += len(data)
         if self.sent == self.cut_after:
             self.process.kill()
         self.process.stdin.write(data)
@@ -59,6 +62,7 @@ class LocalExec:
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         while data := await self.process.stdout.read(self.frame):
+            self.bytes += len(data)
             yield data
         self.stderr += await self.process.stderr.read()
         if await self.process.wait() < 0:

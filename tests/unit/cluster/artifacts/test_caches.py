@@ -64,6 +64,17 @@ async def test_a_miss_is_saved_and_the_next_pod_hits(pods: Pods) -> None:
     assert pods.files == before
 
 
+async def test_the_agent_sees_how_much_of_an_archive_was_moved(stored: StorePods) -> None:
+    await stored.run("restore")
+    stored.cached("wheel")
+    (saved,) = await stored.run("save")
+    assert stored.moved[0] == (saved.key, 0, saved.bytes)
+    stored.moved.clear()
+    stored.new()
+    await stored.run("restore")
+    assert stored.moved == [(saved.key, saved.bytes, saved.bytes)]
+
+
 async def test_other_files_other_keys_and_other_paths_find_other_entries(pods: Pods) -> None:
     await pods.fill("one")
     pods.new(req_txt="seven")

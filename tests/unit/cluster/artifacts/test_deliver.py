@@ -14,12 +14,15 @@ import pytest
 from agent.cluster import packaging
 from agent.cluster.api.exec import ExecStream
 from agent.cluster.artifacts.deliver import deliver, deliver_command
+from agent.cluster.environment.transfers import with_urls
+from agent.domain.actions import Key
 from agent.domain.artifacts import FileData, InputFile
 from agent.domain.errors import ActionFailed, ClusterError, Reason, SchedulerError
+from tests.fakes.object_store import fake_store
 from tests.unit.cluster.artifacts.local_exec import LocalExec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
 
@@ -67,6 +70,35 @@ async def test_files_arrive_and_the_commands_start(stream: LocalExec, tmp_path: 
         assert read(os.path.join(top, path)) == data
     assert (tmp_path / "order" / "go").read_bytes() == b"run\n"
     assert stream.sent < len(files), "small files share a frame"
+
+
+async def test_files_of_one_object_share_a_line(stream: LocalExec, tmp_path: Path) -> None:
+    pack = os.urandom(300_000)
+    files = [
+        InputFile(b"d/%d\xff" % at, 0o644, 100, hashlib.sha256(pack[at : at + 100]).digest(), "s3://b/p", at)
+        for at in range(0, len(pack), 100)
+    ]
+
+    class Issuer:
+        ca = ""
+
+        async def input_urls(self, _: Key, uris: Sequence[str]) -> list[str]:
+            assert uris == ["s3://b/p"], "one URL is enough"
+            return [f"{store.url}/pack?s"]
+
+    async def named() -> AsyncIterator[InputFile | FileData]:
+        for file in reversed(files):
+            yield file
+
+    with fake_store() as store:
+        store.objects["/pack?s"] = pack
+        async with asyncio.timeout(30):
+            await deliver(cast(ExecStream, stream), with_urls(cast("Any", Issuer()), Key("a"), named()))
+        assert len(store.requests) == 3, "one for each line"
+    for file in files:
+        found = read(os.path.join(os.fsencode(tmp_path / "workspace"), file.path))
+        assert found == pack[file.offset : file.offset + 100]
+    assert stream.bytes < 50 * len(files), "the API server sees at most 50 bytes for each file"
 
 
 @pytest.mark.parametrize(

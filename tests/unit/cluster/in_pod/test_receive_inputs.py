@@ -14,6 +14,8 @@ from typing import IO, TYPE_CHECKING, Any
 import pytest
 
 from agent.cluster import packaging
+from agent.cluster.in_pod.objects.downloads import GAP_BYTES
+from agent.cluster.in_pod.objects.file_records import encode_records
 from tests.fakes.object_store import fake_store
 
 if TYPE_CHECKING:
@@ -202,10 +204,9 @@ def of_store(url: str, *paths: bytes, sha256: str = "") -> bytes:
     """Return the stdin of the program for files that the store has, as `/<path>` with the path as content."""
     found = b""
     for path in paths:
-        digest = sha256 or hashlib.sha256(path).hexdigest()
-        header = {"path": path.decode(), "mode": 0o640, "size": len(path), "sha256": digest}
-        header["url"] = f"{url}/{path.decode()}?s"
-        found += json.dumps(header).encode() + b"\n"
+        digest = bytes.fromhex(sha256) or hashlib.sha256(path).digest()
+        records = encode_records([(path.decode(), 0o640, len(path), digest, 0)])
+        found += json.dumps({"url": f"{url}/{path.decode()}?s"}).encode() + b"\n" + records + b"\n"
     return found + json.dumps({"end": len(paths)}).encode() + b"\n"
 
 
@@ -223,7 +224,7 @@ def test_files_of_the_object_store_are_read_by_the_program(pod: Pod) -> None:
 
 @pytest.mark.parametrize(
     ("faults", "sha256", "error"),
-    [([404], "", "missing"), ([410], "", "missing"), ([403], "", "store"), ([], "00", "digest")],
+    [([404], "", "missing"), ([410], "", "missing"), ([403], "", "store"), ([], "00" * 32, "digest")],
 )
 def test_a_file_that_the_store_does_not_send_starts_nothing(
     pod: Pod, faults: list[int], sha256: str, error: str
@@ -235,3 +236,46 @@ def test_a_file_that_the_store_does_not_send_starts_nothing(
     assert answer["error"] == error
     assert pod.names == []
     assert pod.words == b""
+
+
+def of_pack(url: str, pack: bytes, *places: tuple[int, int]) -> bytes:
+    """Return the stdin of the program for files of one object: the file `f<start>` for each (start, size)."""
+    records = [
+        (f"f{start}", 0o640, size, hashlib.sha256(pack[start : start + size]).digest(), start) for start, size in places
+    ]
+    lines = (
+        json.dumps({"url": f"{url}/pack?s"}).encode(),
+        encode_records(records),
+        json.dumps({"end": len(places)}).encode(),
+    )
+    return b"\n".join(lines) + b"\n"
+
+
+FAR = 200_000 + GAP_BYTES
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_only_the_wanted_files_of_a_pack_are_read(pod: Pod, ranges: bool) -> None:
+    pack = os.urandom(FAR + 100)
+    places = ((10, 20_000), (20_010, 0), (50_010, 100_000), (FAR + 1, 50))
+    with fake_store() as store:
+        store.objects, store.ranges = {"/pack?s": pack}, ranges
+        answer = pod.run(of_pack(store.url, pack, *places))
+        found = {each.removeprefix("GET /pack?s ") for each in store.requests}
+    assert answer == {"files": 4, "bytes": 120_050}
+    for start, size in places:
+        assert (pod.workspace / f"f{start}").read_bytes() == pack[start : start + size]
+    assert found == {"bytes=10-150009", f"bytes={FAR + 1}-{FAR + 50}"}
+    assert pod.words == b"run\n"
+
+
+def test_after_a_break_only_the_files_that_are_not_complete_are_read(pod: Pod) -> None:
+    pack = os.urandom(150_010)
+    with fake_store() as store:
+        store.objects = {"/pack?s": pack}
+        store.faults.extend(["cut", 503])
+        answer = pod.run(of_pack(store.url, pack, (10, 20_000), (50_010, 100_000)))
+        found = [each.removeprefix("GET /pack?s ") for each in store.requests]
+    assert answer == {"files": 2, "bytes": 120_000}
+    assert found == ["bytes=10-150009", "bytes=50010-150009", "bytes=50010-150009"]
+    assert (pod.workspace / "f50010").read_bytes() == pack[50_010:]

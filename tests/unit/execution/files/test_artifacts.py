@@ -44,7 +44,7 @@ class Pod:
         return self.turns
 
     async def files(
-        self, _: ArtifactRules, seconds: float, *, objects: bool = False
+        self, _: ArtifactRules, seconds: float, *, objects: bool = False, packs: bool = False
     ) -> AsyncIterator[FilePart | Collected]:
         self.seconds.append(seconds)
         for part in WHOLE:
@@ -95,7 +95,9 @@ async def test_the_failure_at_the_deadline_states_the_progress(breaks: int) -> N
 async def test_a_store_that_fails_until_the_deadline_is_the_reason() -> None:
     pod, whole = Pod(0), Pod.files
 
-    async def slow(_: ArtifactRules, seconds: float, *, objects: bool = False) -> AsyncIterator[FilePart | Collected]:
+    async def slow(
+        _: ArtifactRules, seconds: float, *, objects: bool = False, packs: bool = False
+    ) -> AsyncIterator[FilePart | Collected]:
         if not objects:
             async for item in whole(pod, ArtifactRules(), seconds):
                 yield item
@@ -146,7 +148,7 @@ async def test_a_permanent_error_is_not_retried() -> None:
     pod = Pod(0)
 
     async def refused(
-        _: ArtifactRules, seconds: float, *, objects: bool = False
+        _: ArtifactRules, seconds: float, *, objects: bool = False, packs: bool = False
     ) -> AsyncIterator[FilePart | Collected]:
         pod.seconds.append(seconds)
         yield WHOLE[0]

@@ -177,5 +177,5 @@ def test_a_class_has_its_own_profile_network_and_images_for_services() -> None:
 
 
 def test_an_agent_whose_settings_allow_no_service_does_not_offer_the_feature() -> None:
-    assert [each.value for each in agent_features(Settings())] == ["inputs", "cache", "services"]
-    assert agent_features(Settings.model_validate({"services": {"max": 0}})) == (Feature.INPUTS, Feature.CACHE)
+    assert [each.value for each in agent_features(Settings())] == ["inputs", "object-packs", "cache", "services"]
+    assert Feature.SERVICES not in agent_features(Settings.model_validate({"services": {"max": 0}}))

@@ -177,7 +177,7 @@ async def test_the_folder_of_another_version_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / DATABASE)
     connection.execute("PRAGMA user_version = 9")
     connection.close()
-    with pytest.raises(StoreFailed, match="its tables have version 9, this program reads 3"):
+    with pytest.raises(StoreFailed, match="its tables have version 9, this program reads 4"):
         await Store(tmp_path, durable=True).open()
 
 
@@ -186,8 +186,8 @@ async def test_the_tables_of_older_versions_are_upgraded(tmp_path: Path) -> None
     await begin(store)
     await store.close()
     connection = sqlite3.connect(tmp_path / DATABASE)
-    # `uri` and `mode` are columns of version 3, `service_cursors` is one of version 2.
-    drops = (("actions", "service_cursors"), ("files", "mode"), ("files", "uri"))
+    # `start` is a column of version 4, `uri` and `mode` of version 3, `service_cursors` of version 2.
+    drops = (("actions", "service_cursors"), ("files", "mode"), ("files", "uri"), ("files", "start"))
     statements = "; ".join(f"ALTER TABLE {table} DROP COLUMN {column}" for table, column in drops)
     connection.executescript(f"{statements}; PRAGMA user_version = 1;")
     connection.close()

@@ -1,12 +1,14 @@
 """Put the wanted files straight into an object store. The program runs in container `helper`, as `collect_files` does.
 
 The agent signs the URLs, and no byte of a file passes through the agent. The program writes lines of JSON to stdout:
-the files of a batch with their hashes (`want`), what was stored (`stored`), and at last the manifest, whose lines are
-JSON arrays as in `collect_files`. Stdin has one line for each `want`: the requests for each part of each file
-(`grants`), and the CA of the store (`ca`).
+the objects of a batch with their hashes (`want`), what was stored (`stored`), and at last the manifest, whose lines are
+JSON arrays as in `collect_files`. Before a `want`, a line that begins with `#` has the files of each pack. Stdin has
+one line for each `want`: the requests for each part of each object (`grants`), and the CA of the store (`ca`).
 
-A file is read twice: for its hash, and for the upload. The hash is a signed header, so the store itself refuses other
-bytes. A file that changes meanwhile is left out, or fails the collection if the action declares it.
+Small files go together into packs, if the scheduler can store the place of a file within an object. A small file is
+read once, and stays in memory until its pack is stored. A large file is read twice: for its hash, and for the upload.
+The hash is a signed header, so the store itself refuses other bytes. A file that changes meanwhile is left out, or
+fails the collection if the action declares it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import ssl
 import sys
 import threading
 import time
-from hashlib import sha256
 
 from agent.cluster.in_pod.files.collect_files import (
     ALARM_SECONDS,
@@ -28,9 +29,18 @@ from agent.cluster.in_pod.files.collect_files import (
     manifest_line,
     shorten,
 )
-from agent.cluster.in_pod.files.store_client import (
+from agent.cluster.in_pod.objects.outgoing import (
+    PACKED_BYTES,
+    Pack,
+    Part,
+    Wanted,
+    WantedPack,
+    read_part,
+    start_threads,
+    unchanged,
+)
+from agent.cluster.in_pod.objects.store_client import (
     ANSWER_BYTES,
-    CONNECTIONS,
     REQUEST_SECONDS,
     STORE_ERRORS,
     SUCCESS,
@@ -45,12 +55,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, BinaryIO
 
-BATCH_FILES = 30  # maximum number of files of one batch, so that URLs are fresh
+BATCH_FILES = 30  # maximum number of objects of one batch, so that URLs are fresh
+BATCH_PACKS = 4  # maximum number of packs of one batch, which are all in memory
 BATCH_BYTES = 1 << 30  # number of bytes after which a batch ends
-PART_BYTES = 64 << 20  # a file above this size is put in parts of this size
-MAX_PARTS = 10_000
-READ_BYTES = 256 << 10  # number of bytes of one read
 IDLE_ROUNDS = 3  # number of times that grants are asked again although no part was stored with the last ones
+CHANGED = "changed while it was read"
 LINE_BYTES = 16 << 20  # maximum number of bytes of a line of grants
 
 
@@ -58,115 +67,70 @@ class StoreUnavailable(Exception):
     """The store does not take a part, for a reason that the message states."""
 
 
-class Part:
-    """A part of a file: its place, its hash, and the ETag when it is stored."""
-
-    def __init__(self, wanted: Wanted, offset: int, size: int) -> None:
-        self.wanted, self.offset, self.size = wanted, offset, size
-        self.digest = ""
-        self.request: dict[str, Any] = {}
-        self.stored = False
-        self.etag = ""
-        self.error = ""
-        self.refused = False  # the store refuses these bytes, or this URL
-
-    def hash(self) -> None:
-        self.digest = hash_of(self.wanted.file, self.offset, self.size)
-
-
-class Wanted:
-    """A file to put: its path, its open descriptor, its facts and its hashes."""
-
-    def __init__(self, path: str, file: int, facts: os.stat_result) -> None:
-        self.path, self.file, self.facts = path, file, facts
-        size = max(PART_BYTES, -(-facts.st_size // MAX_PARTS))
-        starts = range(0, max(facts.st_size, 1), size)
-        self.parts = [Part(self, offset, min(size, facts.st_size - offset)) for offset in starts]
-        if len(self.parts) == 1:
-            self.parts[0].hash()
-            self.digest = self.parts[0].digest
-            return
-        threads = start_threads(Part.hash, self.parts)
-        self.digest = hash_of(file, 0, facts.st_size)
-        for thread in threads:
-            thread.join()
-
-    def unchanged(self) -> bool:
-        now = os.fstat(self.file)
-        names = ("st_size", "st_mtime_ns", "st_ctime_ns")
-        return all(getattr(now, name) == getattr(self.facts, name) for name in names)
-
-    def question(self, number: int) -> dict[str, object]:
-        """Return what the agent needs to know about the file. NUMBER is its place in the batch."""
-        return {
-            "id": number,
-            "path": self.path,
-            "mode": self.facts.st_mode & 0o777,
-            "size": self.facts.st_size,
-            "sha256": self.digest,
-            "parts": [part.digest for part in self.parts],
-        }
-
-
-def read_part(file: int, offset: int, size: int) -> Iterator[bytes]:
-    """Yield SIZE bytes of FILE from OFFSET on. Bytes that are missing at the end are zeros."""
-    end = offset + size
-    while offset < end:
-        data = os.pread(file, min(READ_BYTES, end - offset), offset) or bytes(min(READ_BYTES, end - offset))
-        offset += len(data)
-        yield data
-
-
-def hash_of(file: int, offset: int, size: int) -> str:
-    digest = sha256()
-    for data in read_part(file, offset, size):
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def start_threads(act: Callable[[Part], None], parts: list[Part]) -> list[threading.Thread]:
-    """Call ACT for each part in its turn, in several threads. Return the threads, which end by themselves."""
-    left = list(reversed(parts))
-
-    def work() -> None:
-        while True:
-            try:
-                part = left.pop()  # one step of the interpreter, so no lock is needed
-            except IndexError:
-                return
-            act(part)
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(CONNECTIONS, len(parts)))]
-    for thread in threads:
-        thread.start()
-    return threads
-
-
 class ObjectSender(Collector):
-    """Collects files as `Collector` does, and puts them into the store instead of an archive."""
+    """Collects files as `Collector` does, and puts them into the store instead of an archive.
+
+    `packs`: small files go into packs. `progress` is called about once a second with the number of bytes of the batch
+    that were sent.
+    """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.stdin: BinaryIO = sys.stdin.buffer
-        self.batch: list[Wanted] = []
-        self.batch_bytes = 0
+        self.packs = False
+        self.progress: Callable[[int], object] = lambda _: None
+        self.pack = Pack()
+        self.batch: list[Wanted | WantedPack] = []
+        self.batch_bytes = self.batch_packs = 0
         self.idle: list[StoreClient] = []  # connections that no thread uses
         self.context: ssl.SSLContext | None = None
         self.broken = threading.Event()  # a part has failed for good, so no further request is of use
 
     def send_file(self, path: str, file: int, facts: os.stat_result) -> None:
-        """Add the file to the batch. `Collector` closes FILE afterwards, so the batch keeps a copy."""
-        self.batch.append(Wanted(path, os.dup(file), facts))
-        self.batch_bytes += facts.st_size
+        """Add the file to the pack or to the batch. `Collector` closes FILE afterwards, so the batch keeps a copy."""
+        if self.packs and facts.st_size <= PACKED_BYTES:
+            self.pack_file(path, file, facts)
+            return
         self.files += 1
         self.bytes += facts.st_size
-        if len(self.batch) >= BATCH_FILES or self.batch_bytes >= BATCH_BYTES:
+        self.add(Wanted(path, os.dup(file), facts))
+
+    def pack_file(self, path: str, file: int, facts: os.stat_result) -> None:
+        """Read a small file into the pack, unless the file changes meanwhile."""
+        content = b"".join(read_part(file, 0, facts.st_size))
+        if not unchanged(file, facts):
+            self.exceed(path, CHANGED)
+            return
+        if not self.pack.has_room(len(content)):
+            self.close_pack()
+        self.pack.add(path, facts.st_mode & 0o777, content)
+        self.files += 1
+        self.bytes += len(content)
+
+    def close_pack(self) -> None:
+        """Add the files of the pack to the batch, and begin a new pack."""
+        pack, self.pack = self.pack, Pack()
+        data = bytes(pack.data)
+        if len(pack.records) > BATCH_FILES:
+            self.batch_packs += 1
+            self.add(WantedPack(pack.records, data))
+            return
+        # One question has room for so few files. As objects of their own they have names that people can read.
+        for path, mode, size, digest, start in pack.records:
+            self.add(WantedPack([(path, mode, size, digest, 0)], data[start : start + size]))
+
+    def add(self, wanted: Wanted | WantedPack) -> None:
+        """Add an object to the batch, and send the batch when it is full."""
+        self.batch.append(wanted)
+        self.batch_bytes += wanted.bytes
+        if len(self.batch) >= BATCH_FILES or self.batch_bytes >= BATCH_BYTES or self.batch_packs >= BATCH_PACKS:
             self.send_batch()
 
     def send_manifest(self, exceeded: tuple[str, str] | None) -> None:
         """Send the last batch, unless the collection has failed, and then the manifest."""
         if exceeded is None:
             try:
+                self.close_pack()
                 self.send_batch()
             except DeclaredFileMissing as error:
                 exceeded = error.args
@@ -186,7 +150,7 @@ class ObjectSender(Collector):
 
     def send_batch(self) -> None:
         """Ask for grants, put all parts of the batch, and report what was stored."""
-        batch, self.batch, self.batch_bytes = self.batch, [], 0
+        batch, self.batch, self.batch_bytes, self.batch_packs = self.batch, [], 0, 0
         if not batch:
             return
         try:
@@ -201,9 +165,12 @@ class ObjectSender(Collector):
             self.report(batch)
         finally:
             for wanted in batch:
-                os.close(wanted.file)
+                wanted.close()
 
-    def ask(self, batch: list[Wanted]) -> None:
+    def ask(self, batch: list[Wanted | WantedPack]) -> None:
+        for table in [wanted.table() for wanted in batch]:
+            if table:
+                self.out.write(b"#" + table + b"\n")
         self.write_line({"want": [wanted.question(number) for number, wanted in enumerate(batch)]})
         line = self.stdin.readline(LINE_BYTES)
         if not line.endswith(b"\n"):
@@ -217,8 +184,11 @@ class ObjectSender(Collector):
 
     def put_all(self, parts: list[Part]) -> None:
         """Put all parts, with several connections at the same time."""
+        self.progress(0)
         for thread in start_threads(self.put_part, parts):
-            thread.join()
+            while thread.is_alive():
+                thread.join(1.0)
+                self.progress(sum(part.sent for part in parts))
 
     def put_part(self, part: Part) -> None:
         """Put a part, with retries. The result is in the part."""
@@ -262,12 +232,14 @@ class ObjectSender(Collector):
 
     def timely(self, part: Part) -> Iterator[bytes]:
         """Yield the bytes of a part. A store that takes them too slowly is given up at the end of the time limit."""
-        for data in read_part(part.wanted.file, part.offset, part.size):
+        part.sent = 0
+        for data in part.pieces():
             if time.monotonic() > self.end:
                 raise TimeoutError(f"the store did not take the files within {self.seconds} s")
             yield data
+            part.sent += len(data)
 
-    def report(self, batch: list[Wanted]) -> None:
+    def report(self, batch: list[Wanted | WantedPack]) -> None:
         """Report the stored files. Leave out those that changed, and give up if the store does not take the others."""
         stored, errors = [], [part.error for wanted in batch for part in wanted.parts if part.error]
         for number, wanted in enumerate(batch):
@@ -275,25 +247,29 @@ class ObjectSender(Collector):
             if complete and wanted.unchanged():
                 stored.append({"id": number, "etags": [part.etag for part in wanted.parts]})
                 continue
-            self.files -= 1
-            self.bytes -= wanted.facts.st_size
+            self.files -= wanted.files
+            self.bytes -= wanted.bytes
             if wanted.unchanged():
                 raise StoreUnavailable(f"{wanted.path}: {errors[0] if errors else 'not stored'}")
-            self.exceed(wanted.path, "changed while it was read")
+            self.exceed(wanted.path, CHANGED)
         self.write_line({"stored": stored})
 
 
 def main(arguments: list[str]) -> None:
-    """Run with the arguments WORKSPACE SNAPSHOT, LIMITS (see `Collector`), the NUMBER of paths, paths, excludes."""
-    workspace, snapshot, *numbers = arguments[:7]
-    *limits, number = [int(limit) for limit in numbers]
+    """Run with the arguments WORKSPACE SNAPSHOT, LIMITS (see `Collector`), PACKS, the NUMBER of paths, paths, excludes.
+
+    PACKS is 1 if small files go into packs, else 0.
+    """
+    workspace, snapshot, *numbers = arguments[:8]
+    *limits, packs, number = [int(limit) for limit in numbers]
     signal.alarm(limits[3] + ALARM_SECONDS)
-    paths, exclude = arguments[7 : 7 + number], arguments[7 + number :]
+    paths, exclude = arguments[8 : 8 + number], arguments[8 + number :]
     old: set[bytes] = set()
     if not paths:
         with open(snapshot, "rb") as file:
             old.update(file.read().split(b"\0"))
     sender = ObjectSender(Output(1), limits, paths, exclude, old)
+    sender.packs = bool(packs)
     try:
         sender.run(workspace)
     except StoreUnavailable as error:

@@ -1,0 +1,1 @@
+"""Programs of container `helper` that move files to and from the object store."""
