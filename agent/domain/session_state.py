@@ -74,12 +74,13 @@ class Readiness(Enum):
 
 @dataclass(frozen=True, slots=True)
 class WarmImage:
-    """Warm pods of one image and one size that wait for an action. `idle` is their number."""
+    """Warm pods of one image, one class and one size that wait for an action. `idle` is their number."""
 
     image: str
     cpu: str
     memory: str
     idle: int
+    environment_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)

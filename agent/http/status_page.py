@@ -127,10 +127,11 @@ def facts(snapshot: Snapshot, health: Health) -> list[tuple[str, str]]:
 
 
 def warm_pods(health: Health) -> str:
-    """Return the number of waiting warm pods for each image."""
-    waiting = [
-        f"{each.idle} of {escape(each.image)} ({escape(each.cpu)}, {escape(each.memory)})" for each in health.warm
-    ]
+    """Return the number of waiting warm pods for each image, class and size."""
+    waiting = []
+    for each in health.warm:
+        parts = [each.cpu, each.memory, *([f"class {each.environment_class}"] if each.environment_class else [])]
+        waiting.append(f"{each.idle} of {escape(each.image)} ({escape(', '.join(parts))})")
     return "<br>".join(waiting) or coloured("dim", "none waits")
 
 

@@ -46,11 +46,14 @@ class AgentPool:
     ) -> AgentStream | None:
         """Return the stream of the agent with the largest share of free slots, among those with features and class.
 
-
-        Agents with a warm pod of the image come first. Return None when no such agent has a free slot.
+        Agents with a warm pod of the image and the class come first. Return None when no such agent has a free slot.
         """
         free = [each for each in self.streams.values() if each.free_slots > 0 and each.has(features, environment_class)]
-        return max(free, key=lambda stream: (stream.has_warm(image), stream.free_slots / stream.slots), default=None)
+
+        def rank(stream: AgentStream) -> tuple[bool, float]:
+            return stream.has_warm(image, environment_class), stream.free_slots / stream.slots
+
+        return max(free, key=rank, default=None)
 
     def missing_features(self, features: frozenset[Feature]) -> frozenset[Feature]:
         """Return those of the features that stand between an action and every agent. Empty if an agent has them all.

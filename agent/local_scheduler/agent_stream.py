@@ -75,10 +75,13 @@ class AgentStream:
         used = max(self.health.running + self.sent_since_health, len(self.sessions))
         return self.slots - used
 
-    def has_warm(self, image: str) -> bool:
-        """Return whether the agent's last health report names a warm pod of the image for each action sent since."""
+    def has_warm(self, image: str, environment_class: str) -> bool:
+        """Return whether the agent's last health report names a warm pod for the action, and for each sent since."""
         waiting = self.health.warm if self.health is not None else ()
-        return sum(each.idle for each in waiting if each.image == image) > self.sent_since_health
+        return (
+            sum(each.idle for each in waiting if (each.image, each.environment_class) == (image, environment_class))
+            > self.sent_since_health
+        )
 
     def has(self, features: frozenset[Feature], environment_class: str) -> bool:
         """Return whether the agent has all these features, and the class. "" stands for no class."""

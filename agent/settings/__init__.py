@@ -114,11 +114,21 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def warm_pods_can_be_used(self) -> Settings:
-        """Refuse pools of warm pods that no action could ever get."""
+        """Refuse pools of warm pods that no action could ever get, and classes that the settings do not have."""
+        classes = self.environment.classes
+        names = {f"warm.pools[{number}].class": each.environment_class for number, each in enumerate(self.warm.pools)}
+        names |= {f"warm.learn.classes[{number}]": name for number, name in enumerate(self.warm.learn.classes)}
+        for key, name in names.items():
+            if name and name not in classes:
+                there_are = ", ".join(sorted(classes)) or "none"
+                raise ValueError(f"{key}: there is no class {name!r} in environment.classes; there are: {there_are}")
         for number, pool in enumerate(self.warm.pools):
             where = f"warm.pools[{number}].image: {pool.image!r}"
-            if not any(image_matches(pool.image, allowed) for allowed in self.policy.images):
-                raise ValueError(f"{where} is not allowed by policy.images: {', '.join(self.policy.images)}")
+            own = classes[pool.environment_class].images if pool.environment_class else ()
+            patterns = own or self.policy.images
+            if not any(image_matches(pool.image, allowed) for allowed in patterns):
+                setting = f"environment.classes.{pool.environment_class}.images" if own else "policy.images"
+                raise ValueError(f"{where} is not allowed by {setting}: {', '.join(patterns)}")
             moves = "@" not in pool.image and self.environment.image_pull_policy == "Always"
             if moves and not self.warm.stale_tags:
                 raise ValueError(

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from agent.settings import Settings
     from agent.settings.policy import PolicySettings
 
-CLASS_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$"
-ClassName = Annotated[str, Field(pattern=CLASS_PATTERN)]
 # Settings of the policy that a class replaces, with their own names.
 POLICY_FIELDS = (
     "images",

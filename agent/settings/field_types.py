@@ -81,6 +81,8 @@ NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
 # because gRPC would look up `https` as a name and dial for ever.
 ADDRESS_PATTERN = r"^(([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}|(dns|ipv4|ipv6|unix|xds):.+)$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+CLASS_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$"
+ClassName = Annotated[str, Field(pattern=CLASS_PATTERN)]
 CloneHost = Annotated[str, Field(pattern=r"^(\[[0-9a-f:.]+\]|[a-z0-9]([-a-z0-9._]{0,251}[a-z0-9])?)(:[0-9]{1,5})?$")]
 
 

@@ -10,8 +10,18 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from agent.settings.environment_classes import ClassName, ClassSettings, PodTemplate
-from agent.settings.field_types import Buckets, Duration, Name, Quantity, Resources, SecretName, Section, Size
+from agent.settings.environment_classes import ClassSettings, PodTemplate
+from agent.settings.field_types import (
+    Buckets,
+    ClassName,
+    Duration,
+    Name,
+    Quantity,
+    Resources,
+    SecretName,
+    Section,
+    Size,
+)
 from agent.settings.outside import ProxySettings
 
 

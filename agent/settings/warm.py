@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from agent.domain.references import image_reference
-from agent.settings.field_types import Duration, ImagePattern, Quantity, Section
+from agent.settings.field_types import ClassName, Duration, ImagePattern, Quantity, Section
 
 Image = Annotated[str, AfterValidator(image_reference.checked_image)]
 
 
 class WarmPool(Section):
-    """Warm pods of one shape. An action takes one only if its image and its resources are the same."""
+    """Warm pods of one shape. An action takes one only if its image, its class and its resources are the same."""
+
+    # `class` is a keyword of Python, so the attribute has another name than the setting.
+    model_config = ConfigDict(serialize_by_alias=True)
 
     image: Image = Field(description="Image, written exactly as actions name it.")
-    cpu: Quantity = Field("", description="CPU request. If empty, `policy.default_cpu`.")
-    memory: Quantity = Field("", description="Memory request. If empty, `policy.default_memory`.")
+    environment_class: ClassName | Literal[""] = Field(
+        "", alias="class", description="Class of the actions, one of `environment.classes`. If empty, no class."
+    )
+    cpu: Quantity = Field("", description="CPU request. If empty, `default_cpu` of the class or the policy.")
+    memory: Quantity = Field("", description="Memory request. If empty, `default_memory` of the class or the policy.")
     ephemeral_storage: Quantity = Field("", description="Ephemeral storage. If empty, the policy's default.")
     min: int = Field(1, ge=0, le=500, description="Number of pods that always wait.")
     max: int = Field(0, ge=0, le=500, description="Largest number of pods that wait when many actions come.")
@@ -43,6 +49,11 @@ class WarmLearn(Section):
     images: tuple[ImagePattern, ...] = Field(
         ("*",), description="Images for which the agent may learn, as patterns like those of `policy.images`."
     )
+    # A class may have expensive nodes, so the installer names each class.
+    classes: tuple[ClassName, ...] = Field(
+        (),
+        description="Classes for whose actions the agent learns too. For actions without a class it always learns.",
+    )
     max_pods: int = Field(0, ge=0, le=500, description="Largest number of learned warm pods. 0 switches learning off.")
     idle_after: Duration = Field(
         600.0, gt=0, description="Time without a matching action until the agent keeps no more pods than `min`."
@@ -55,8 +66,8 @@ class WarmSettings(Section):
     pools: tuple[WarmPool, ...] = Field(
         (),
         max_length=100,
-        description="Pools of warm pods, as `{image: ..., cpu: ..., memory: ..., ephemeral_storage: ..., min: 2, "
-        "max: 10}`. Only `image` is needed.",
+        description="Pools of warm pods, as `{image: ..., class: ..., cpu: ..., memory: ..., ephemeral_storage: ..., "
+        "min: 2, max: 10}`. Only `image` is needed.",
     )
     learn: WarmLearn = WarmLearn()
     max_pods: int = Field(20, ge=1, le=500, description="Largest number of warm pods of one agent.")

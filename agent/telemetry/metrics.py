@@ -69,7 +69,6 @@ WARM_RESULTS = (
     "cold_empty",
     "cold_lost",
     "cold_caches",
-    "cold_class",
     "cold_image",
     "cold_inputs",
     "cold_repository",

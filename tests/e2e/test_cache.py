@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import os
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.domain.actions import Repository
+from agent.domain.actions import Cache, Repository
+from agent.domain.errors import ClusterError
+from agent.domain.events import CacheKind
+from agent.objects.cache_entries import Archive, Place
+from agent.objects.store import ObjectStore
 from agent.pipeline.cache_keys import cache_scope
+from agent.settings import ObjectSettings
 from deploy.demo import source
 from tests.e2e import kube
 from tests.e2e.lab import BUSYBOX, COMMAND, DEBIAN, Lab, open_lab
 from tests.e2e.object_store import Store, object_store
 from tests.e2e.test_objects import LOOK
+from tests.unit.cluster.artifacts.cache_pods import RealStorePods
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.e2e.submission import Report
@@ -146,6 +154,54 @@ def test_a_cache_is_found_by_scope_and_never_trusted(cached_lab: Lab, store: Sto
     dead = cached_lab.run({"dead": {**use, "commands": [MAKE.format("main")], "artifacts": "none"}})["dead"]
     assert dead.outcome == ("succeeded", None, 0), dead
     assert caches(dead) == [("deps", "miss")], dead
+
+
+async def test_a_save_that_is_killed_at_any_step_leaves_nothing_half(store: Store, tmp_path: Path) -> None:
+    real = ObjectStore(ObjectSettings.model_validate(store.settings))
+    pods = RealStorePods(tmp_path, real, lambda: store.objects)
+    # The messages of the agent ask to pack, allow the upload, and end the exec.
+    for message in (1, 2, 3):
+        await pods.run("restore")
+        pods.cached("kept")
+        pods.cut_after = message
+        with pytest.raises(ClusterError):
+            await pods.run("save")
+        pods.cut_after = None
+        assert len(pods.entries) == (message == 3)
+        pods.new()
+
+    # The pod is killed while the store takes the archive.
+    other = Cache("other", ("file",))
+    await pods.run("restore", other)
+    (pods.workspace / "file").write_bytes(os.urandom(4 << 20))
+    pods.max_bytes = 8 << 20
+    store.pause()
+    try:
+        saving = asyncio.create_task(pods.run("save", other))
+        await wait_until(lambda: bool(list(pods.workspace.glob(".sealci-cache-*/archive"))))
+        pods.exec.process.kill()
+        with pytest.raises(ClusterError):
+            await saving
+    finally:
+        store.resume()
+    assert len(pods.entries) == 1
+    pods.new()
+    assert [each.kind for each in await pods.run("restore", other)] == [CacheKind.MISS]
+    pods.new()
+    assert [each.kind for each in await pods.run("restore")] == [CacheKind.HIT]
+    assert pods.cached() == "kept"
+
+    # One of many agents that save a key at the same time wins.
+    place, archives = Place("main", "many", "v"), [Archive("main", f"{number:064x}", 1) for number in range(20)]
+    won = await asyncio.gather(*(pods.store.add(place, each) for each in archives))
+    assert won.count(True) == 1
+    assert await pods.store.find(place) == archives[won.index(True)]
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - another process makes the condition true
+            await asyncio.sleep(0.005)
 
 
 def look_after(lab: Lab, store: Store) -> None:

@@ -556,3 +556,21 @@ def test_the_nodes_pull_images_beforehand_as_volumes_or_by_a_shell() -> None:
 
         until(all_ready, "the images were not pulled", 90)
     assert not of_kind(template(MINIMAL), "DaemonSet")
+
+
+def test_placeholders_yield_to_actions_and_stay_where_actions_run() -> None:
+    template_spec = {"nodeSelector": {"pool": "ci"}, "tolerations": [{"key": "ci", "operator": "Exists"}]}
+    values = {**MINIMAL, "environment": {"pod_template": {"spec": template_spec}}}
+    objects = template({**values, "placeholders": {"replicas": 3, "nodeSelector": {"pool": "gpu"}}})
+    (found,) = (each for each in of_kind(objects, "Deployment") if "placeholder" in each["metadata"]["name"])
+    (priority,) = of_kind(objects, "PriorityClass")
+    spec = found["spec"]["template"]["spec"]
+    assert (found["metadata"]["namespace"], found["spec"]["replicas"]) == (f"{NAMESPACE}-actions", 3)
+    assert (priority["value"], priority["preemptionPolicy"]) == (-1, "Never")
+    assert (spec["priorityClassName"], spec["nodeSelector"]) == (priority["metadata"]["name"], {"pool": "gpu"})
+    assert spec["tolerations"] == template_spec["tolerations"]
+    objects = template({**values, "placeholders": {"replicas": 1, "priorityClassName": "idle"}})
+    assert not of_kind(objects, "PriorityClass")
+    (found,) = (each for each in of_kind(objects, "Deployment") if "placeholder" in each["metadata"]["name"])
+    assert found["spec"]["template"]["spec"]["priorityClassName"] == "idle"
+    assert not [each for each in template(values) if "placeholder" in each["metadata"]["name"]]

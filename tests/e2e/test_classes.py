@@ -8,6 +8,7 @@ A label and an extended resource of a node stand in for arm64 and for the GPU.
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,13 +16,14 @@ import pytest
 from agent.cluster.api.client import Client
 from agent.cluster.checks import class_pods
 from agent.domain.check_result import Verdict
-from agent.settings import load
+from agent.settings import Settings, load
 from agent.telemetry.metrics import Metrics
 from tests.e2e import kube
-from tests.e2e.lab import BUSYBOX, DEBIAN, Lab
+from tests.e2e.lab import BUSYBOX, DEBIAN, Lab, new_namespace
+from tests.e2e.test_chart_templates import MINIMAL, of_kind, template
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from agent.domain.json import Object
 
@@ -52,6 +54,30 @@ def node() -> Iterator[str]:
     kube.kubectl("label", "node", name, f"{ARCH}-")
 
 
+@contextmanager
+def placeholder() -> Iterator[Callable[[], list[str]]]:
+    """Keep a GPU by a placeholder of the chart. Yield a function that returns the names of the placeholder's pods."""
+    amounts = {"requests": {"cpu": "1m", "memory": "16Mi"}, "limits": {GPU: "1", "memory": "64Mi"}}
+    values = {
+        **MINIMAL,
+        "environment": {"image": Settings().environment.image},
+        "placeholders": {"replicas": 1, "resources": amounts},
+    }
+    with new_namespace() as namespace:
+        values["cluster"] = {"namespace": namespace}
+        objects = template(values, "--namespace", namespace)
+        (deployment,) = (each for each in of_kind(objects, "Deployment") if "placeholder" in each["metadata"]["name"])
+        (priority,) = of_kind(objects, "PriorityClass")
+        kube.apply(priority, deployment)
+        try:
+            kube.kubectl(
+                "rollout", "status", f"deployment/{deployment['metadata']['name']}", "-n", namespace, "--timeout=60s"
+            )
+            yield lambda: [pod["metadata"]["name"] for pod in kube.get("pods", "-n", namespace)]
+        finally:
+            kube.kubectl("delete", "priorityclass", priority["metadata"]["name"])
+
+
 def action_container(pod: Object) -> Object:
     (found,) = (each for each in pod["spec"]["containers"] if each["name"] == "action")
     return dict(found)
@@ -61,17 +87,21 @@ async def test_each_action_gets_the_pod_of_its_class_on_an_agent_that_has_the_cl
     own_lab.agent(environment={"classes": {name: CLASSES[name] for name in ("large", "arm64", "strict")}})
     own_lab.agent(environment={"classes": {"gpu": CLASSES["gpu"]}})
     ran = {"image": BUSYBOX, "commands": ["echo ran"]}
-    reports = own_lab.run(
-        {
-            "plain": ran,
-            "large": {**ran, "class": "large"},
-            "arm64": {**ran, "class": "arm64"},
-            "gpu": {**ran, "class": "gpu"},
-            "strict": {**ran, "class": "strict", "commands": ["echo ran as $(id -u)"]},
-            "too-large": {**ran, "class": "large", "resources": {"memory": "65Mi"}},
-            "other-image": {**ran, "image": DEBIAN, "class": "gpu"},
-        }
-    )
+    # The placeholder has the only GPU, and yields it to the action.
+    with placeholder() as placeholders:
+        (evicted,) = placeholders()
+        reports = own_lab.run(
+            {
+                "plain": ran,
+                "large": {**ran, "class": "large"},
+                "arm64": {**ran, "class": "arm64"},
+                "gpu": {**ran, "class": "gpu"},
+                "strict": {**ran, "class": "strict", "commands": ["echo ran as $(id -u)"]},
+                "too-large": {**ran, "class": "large", "resources": {"memory": "65Mi"}},
+                "other-image": {**ran, "image": DEBIAN, "class": "gpu"},
+            }
+        )
+        assert evicted not in placeholders()
     for name in ("plain", "large", "arm64", "gpu", "strict"):
         assert reports[name].outcome == ("succeeded", None, 0), reports[name]
     for name, words in (("too-large", "65Mi is over the maximum of 64Mi"), ("other-image", "is not allowed")):

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import re
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -70,15 +69,19 @@ class Prometheus:
                 }
             )
         )
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
         flags = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
-        flags += [f"--web.listen-address=127.0.0.1:{self.port}", "--log.level=warn"]
+        flags += ["--web.listen-address=127.0.0.1:0"]
         self.log = folder / "prometheus.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([program("prometheus"), *flags], stdout=log, stderr=log)
+        self.port = until(self.chosen_port, "Prometheus does not listen", 60)
         until(self.ready, "Prometheus did not become ready", 60)
+
+    def chosen_port(self) -> int:
+        """Return the port at which Prometheus listens, by its log. 0 if it does not listen yet."""
+        assert self.process.poll() is None, self.log.read_text()
+        found = re.search(r'msg="Listening on" address=\S+:(\d+)', self.log.read_text())
+        return int(found[1]) if found else 0
 
     def ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
@@ -105,6 +108,11 @@ class Prometheus:
     def close(self) -> None:
         self.process.terminate()
         self.process.wait(20)
+
+
+def unanswered(prometheus: Prometheus) -> list[str]:
+    """Return the queries of the dashboard that have no answer yet."""
+    return [query for _, query in dashboard() if not prometheus.query(query)]
 
 
 def series(text: str) -> set[tuple[str, frozenset[tuple[str, str]]]]:
@@ -193,23 +201,22 @@ def test_every_query_of_the_dashboard_has_an_answer(scraped: tuple[Lab, Promethe
     before = [series(agent.get("/metrics")[1]) for agent in lab.agents]
     until(lambda: len(prometheus.query("sealci_agent_build_info")) == 2, "the agents are not scraped")
     busy(lab, tmp_path)
-    until(lambda: prometheus.query("sum(sealci_agent_actions_completed_total) >= 5"), "an action is not counted")
-    assert prometheus.query('sum(sealci_agent_warm_claims_total{result="warm"}) == 1')
-    until(
-        lambda: prometheus.query('sum(sealci_agent_phase_duration_seconds_count{phase="cleanup"}) >= 4'),
-        "a clean-up is not counted",
-    )
-    # For `rate()` to return a value, Prometheus needs a sample before and a sample after a change of a counter.
-    until(lambda: prometheus.query("sum(rate(sealci_agent_phase_duration_seconds_count[2m])) > 0"), "there is no rate")
-    empty = []
+    # Prometheus scrapes one agent after the other. A rate needs a sample before and a sample after the change.
+    for query in (
+        "sum(sealci_agent_actions_completed_total) >= 5",
+        'sum(sealci_agent_warm_claims_total{result="warm"}) == 1',
+        'sum(sealci_agent_phase_duration_seconds_count{phase="cleanup"}) >= 5',
+        "sum(rate(sealci_agent_phase_duration_seconds_count[2m])) > 0",
+    ):
+        until(lambda query=query: prometheus.query(query), f"this does not become true: {query}", 60)
+    with contextlib.suppress(AssertionError):
+        until(lambda: not unanswered(prometheus), "some queries have no answer", 60)
     print()
     for title, query in dashboard():
         answer = prometheus.query(query)
         shown = ", ".join(f"{' '.join(labels.values())}={value:.4g}" for labels, value in answer[:4])
         print(f"  {title}: {query}\n    -> {len(answer)}: {shown}")
-        if not answer:
-            empty.append((title, query))
-    assert not empty
+    assert unanswered(prometheus) == []
     counted = {labels["phase"] for labels, _ in prometheus.query("sealci_agent_phase_duration_seconds_count > 0")}
     assert counted == PHASES
     timed = {labels["phase"] for labels, _ in prometheus.query("sealci_agent_phase_duration_seconds_sum > 0")}

@@ -117,7 +117,7 @@ def test_a_user_beyond_the_user_namespace_fails_within_the_grace(own_lab: Lab) -
     beyond = {"spec": {"securityContext": {"runAsUser": 1000650000, "runAsGroup": 0}}}
     own_lab.agent(
         environment={"user_namespaces": "always", "pod_template": beyond},
-        policy={"pull_grace": "8s", "pull_timeout": "5m"},
+        policy={"pull_grace": "5s", "pull_timeout": "5m"},
     )
     report = own_lab.one(BUSYBOX, "echo never", timeout=60)
     assert report.outcome == ("failed", "INVALID_CONFIGURATION", None), report.finished

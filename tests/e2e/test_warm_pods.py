@@ -28,8 +28,10 @@ def is_warm(lab: Lab, report: Report) -> bool:
 
 
 def test_actions_of_every_shell_begin_in_warm_pods_that_fit_and_in_no_others(own_lab: Lab) -> None:
-    agent = own_lab.agent(warm={"pools": [{"image": image} for image in SHELLS.values()]})
-    until_idle(agent, len(SHELLS))
+    pools = [*({"image": image} for image in SHELLS.values()), {"image": BUSYBOX, "class": "strict"}]
+    classes = {"strict": {"profile": "restricted"}, "other": {}}
+    agent = own_lab.agent(environment={"classes": classes}, warm={"pools": pools})
+    until_idle(agent, len(pools))
     commands = [
         'printf "%s\\r\\n" "$TOKEN$GREETING" | wc -c',
         "grep -q TOKEN /proc/1/cmdline || echo hidden",
@@ -38,13 +40,14 @@ def test_actions_of_every_shell_begin_in_warm_pods_that_fit_and_in_no_others(own
     keys = {"commands": commands, "env": {"GREETING": "hello"}, "secrets": ["TOKEN"], "artifacts": {"when": "always"}}
     actions = {name: {"image": image, **keys} for name, image in SHELLS.items()}
     actions |= {"large": {"image": BUSYBOX, "resources": {"cpu": "20m"}, **keys}}
+    actions |= {name: {"image": BUSYBOX, "class": name, **keys} for name in classes}
     reports = own_lab.run(actions, secret_values={"TOKEN": "hunter2-hunter2"})
     for name, report in reports.items():
         assert report.outcome == ("failed", "COMMAND_FAILED", 3), report
         assert (report.text.replace(" ", ""), set(report.files)) == ("22\nhidden\n", {"file"})
-        assert is_warm(own_lab, report) == (name in SHELLS)
+        assert is_warm(own_lab, report) == (name in (*SHELLS, "strict"))
     # The time that the pod has waited does not count for the timeout, and a stop reaches the commands.
-    until_idle(agent, len(SHELLS))
+    until_idle(agent, len(pools))
     commands = ["sleep 0.5; echo alive; sleep 100"]
     slow = own_lab.run({"slow": {"image": BUSYBOX, "commands": commands, "timeout": "2s"}})["slow"]
     assert slow.text.startswith("alive\n")
@@ -55,7 +58,8 @@ def test_a_full_quota_takes_the_warm_pods_and_the_profile_restricted_has_warm_po
     restricted = "pod-security.kubernetes.io/enforce=restricted"
     with new_namespace(restricted) as namespace:
         quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "quota", "namespace": namespace}}
-        kube.apply(quota | {"spec": {"hard": {"pods": "2"}}})
+        # The quota has room for two warm pods and for one action. A refused warm pod would be tried again after 30 s.
+        kube.apply(quota | {"spec": {"hard": {"pods": "3"}}})
         until(lambda: kube.get("resourcequota", "quota", "-n", namespace)[0].get("status", {}).get("hard"), "no status")
         with open_lab(namespace, tmp_path, environment={"profile": "restricted"}) as lab:
             agent = lab.agent(warm={"pools": [{"image": BUSYBOX, "min": 2}]})
@@ -64,6 +68,7 @@ def test_a_full_quota_takes_the_warm_pods_and_the_profile_restricted_has_warm_po
             assert (fits.outcome, fits.text, set(fits.files)) == (("succeeded", None, 0), "65532\n", {"file"})
             assert is_warm(lab, fits)
             until_idle(agent, 2)
-            other = lab.one(SHELLS["dash"], "echo ran", artifacts="none")
-            assert (other.outcome, other.text, is_warm(lab, other)) == (("succeeded", None, 0), "ran\n", False)
+            cold = {"image": SHELLS["dash"], "commands": ["echo ran"], "artifacts": "none"}
+            for other in lab.run({"one": cold, "two": cold}).values():
+                assert (other.outcome, other.text, is_warm(lab, other)) == (("succeeded", None, 0), "ran\n", False)
             assert "a warm pod makes room for an action" in agent.log

@@ -43,7 +43,7 @@ FAILURE = Outcome(
     Result.FAILED, Stage.COMMANDS, Reason.COMMAND_FAILED, exit_code=3, command=1, message="command 1 failed"
 )
 CANCELLED = Outcome(Result.CANCELLED, Stage.COMMANDS, Reason.CANCELLED, message="interrupted")
-DEADLINE = 10.0
+DEADLINE = 30.0
 
 
 def life(text: bytes = b"hello\n", outcome: Outcome = SUCCESS) -> list[Event]:

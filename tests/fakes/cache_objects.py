@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 from agent.objects.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from tests.fakes.object_store import FakeStore
 
@@ -24,15 +24,14 @@ class CacheObjects:
     """`faults` holds the status of the next small requests, None for a normal answer. `requests` are those sent.
 
     The time of an object is its place in the order of writes. `conditional`: the store knows If-None-Match.
-    `backwards`: names are listed against the alphabet. `after` is called after each small request was carried out.
+    `unordered`: names are not listed in the order of the alphabet.
     """
 
     def __init__(self, fake: FakeStore) -> None:
         self.fake = fake
         self.settings = SimpleNamespace(prefix=PREFIX)
         self.ca = ""
-        self.conditional, self.backwards = True, False
-        self.after: Callable[[str], None] = lambda _: None
+        self.conditional, self.unordered = True, False
         self.faults: deque[int | None] = deque()
         self.requests: list[str] = []
 
@@ -73,7 +72,6 @@ class CacheObjects:
             return {}, self.listed(query)
         answer = self.objects.get(name, b"")
         self.carry_out(method, name, headers, body)
-        self.after(f"{method} {name}")
         return {}, answer
 
     def carry_out(self, method: str, name: str, headers: Mapping[str, str] | None, body: bytes) -> None:
@@ -91,7 +89,9 @@ class CacheObjects:
     def listed(self, query: Mapping[str, str]) -> bytes:
         """Return one page of a list. The continuation token is the number of names before the page."""
         found = (name for name in self.objects if name.startswith(query["prefix"]))
-        names = sorted(found, reverse=self.backwards)
+        names = sorted(found, reverse=self.unordered)
+        if self.unordered:
+            names.sort(key=lambda name: "/key/" in name)
         start, size = int(query.get("continuation-token") or 0), int(query["max-keys"])
         order = list(self.objects)
         rows = "".join(

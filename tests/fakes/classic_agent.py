@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from agent.domain.actions import Action, Cancel
 
-DEADLINE = 20.0
+DEADLINE = 30.0
 
 
 class World:

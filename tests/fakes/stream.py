@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agent.domain.errors import ActionFailed
     from tests.fakes.scheduler import FakeScheduler
 
-DEADLINE = 20.0
+DEADLINE = 30.0
 
 
 class Recorder:

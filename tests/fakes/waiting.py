@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Seconds until a wait of a test fails. A busy machine needs several seconds. The time limits of the tests are longer.
-DEADLINE = 15.0
+DEADLINE = 30.0
 # Seconds until a wait fails that spans faults of the cluster or of a stream, or the start of an agent process.
 LONG = 55.0
 # Seconds between two checks of a condition whose change notifies no task.

@@ -267,7 +267,7 @@ class ApiCase(World):
         The wait is necessary because the last answer can still be on its way to the agent. `code` is the class of the
         answers' status, such as `5xx`.
         """
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while self.count_of(app, code) < self.faults.hits:  # noqa: ASYNC110 - a metric has no event
                 await asyncio.sleep(0.01)
 

@@ -144,7 +144,7 @@ async def test_each_fault_of_each_request_follows_its_rule(
         case.check(app, outcome)
         check_rule(case, rule, outcome)
         if fault == "429":
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await case.api.until("the request is sent a second time", lambda: len(case.tries()) > 1, LONG)
         if fault in ANSWERS:
             await case.until_counted(app, f"{ANSWERS[fault][0] // 100}xx")

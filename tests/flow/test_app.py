@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ACTION = Action(Key("build"), "alpine", ("echo hello",), artifacts=ArtifactRules(when=When.NEVER))
-DEADLINE = 10.0
+DEADLINE = 30.0
 REQUESTS = "sealci_agent_k8s_requests_total"
 AT = "2026-11-24T08:00:00.000000001Z"
 TIMINGS = AppTimings(cluster_poll=0.01, last_events=0.05, session=SessionTimings(kill_margin=0.05))

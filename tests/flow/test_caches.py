@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.domain.actions import Cache, CacheScope, Cancel, Key, When
+from agent.domain.actions import Action, Cache, CacheScope, Cancel, Key, When
 from agent.domain.artifacts import Input
-from agent.domain.errors import ClusterError, Reason
+from agent.domain.errors import ClusterError, Reason, Stage
 from agent.domain.events import CacheKind, CacheResult, StageChanged
+from agent.domain.observations import Running
 from agent.domain.outcome import Result
+from agent.domain.session_state import Resume
 from agent.local_scheduler.local_service import Access
 from agent.local_scheduler.server import open_scheduler
 from agent.pipeline import event_codec, parser
@@ -144,6 +146,29 @@ async def test_a_cancellation_ends_the_work_on_caches(step: str) -> None:
     else:
         assert outcome.reason is Reason.CANCELLED
         assert "save caches" not in order(rig)
+
+
+@pytest.mark.parametrize(
+    ("stage", "steps"),
+    [
+        (Stage.SETUP, ["restore caches", "inputs", "commands", "files", "save caches"]),
+        (Stage.COMMANDS, ["commands", "files", "save caches"]),
+        (Stage.ARTIFACTS, ["commands", "files", "save caches"]),
+    ],
+)
+async def test_an_adopting_agent_goes_on_where_the_former_agent_was_killed(stage: Stage, steps: list[str]) -> None:
+    rig, key = Rig(), Key("a", 1, 2)
+    restored: list[list[CacheResult | BaseException]] = [[HIT, MISS]] if stage is Stage.SETUP else []
+    rig.backend.script = lambda _: Script(caches=[*restored, [SAVED]])
+    async with rig.open() as sessions:
+        environment = rig.backend.environment(Action(key, "", ("", ""), timeout=60.0))
+        environment.creations = 1
+        await environment.show(Running())
+        assert sessions.adopt(environment.action, environment)
+        sessions.resume(Resume(key, seq=3, stage=stage, command=int(stage is not Stage.SETUP), action=action(**USED)))
+    assert [step for step in order(rig) if step != "remove"] == steps
+    assert rig.sink["a"].outcome.result is Result.SUCCEEDED
+    assert results(rig.sink["a"])[-1:] == [("npm-1", "saved")]
 
 
 async def test_inputs_and_caches_start_the_commands_once() -> None:

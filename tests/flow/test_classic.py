@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 PENDING, RUNNING, COMPLETED = 1, 2, 3
-DEADLINE = 20.0
+DEADLINE = 30.0
 # Channel options with which gRPC's flow-control windows do not grow, so that a client that does not read blocks the
 # agent soon.
 SMALL = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))

@@ -120,7 +120,7 @@ def test_the_error_of_nested_groups_is_the_first_one() -> None:
 async def test_an_agent_that_dies_while_it_serves_passes_its_error_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.cli.run_agent.serve", dies_async)
     with pytest.raises(KeyError):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await serve_until_set(None, asyncio.Event(), None, [])  # type: ignore[arg-type]
 
 

@@ -333,7 +333,7 @@ async def test_an_action_without_its_inputs_never_goes_to_an_agent(
         await build(agent, *files)
         if reason is None:
             await agent.live(await agent.action())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             kinds = [event.WhichOneof("event") async for event in scheduler.registry.watch(RUN)]
         outcome = scheduler.registry.get(RUN).records["test"].state.outcome
         assert outcome is not None
@@ -349,7 +349,7 @@ async def test_two_files_with_one_path_are_refused(tmp_path: Path) -> None:
     ):
         await scheduler.dispatcher.submit(RUN, parser.parse(text, "p.yaml"), {})
         await build(agent, (b"dist/x", b"1"), (b"other/x", b"2"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for _ in scheduler.registry.watch(RUN):
                 pass
         outcome = scheduler.registry.get(RUN).records["test"].state.outcome

@@ -260,7 +260,7 @@ async def test_a_closed_output_and_a_silent_agent_end_after_the_cancel_timeout(t
                 await agent.event(key, event)
             await stop.wait()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         found = await run_pipeline(
             ONE,
             engine=engine,

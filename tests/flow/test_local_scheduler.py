@@ -50,7 +50,7 @@ async def queue(scheduler: Scheduler, text: str = ONE, run_id: str = RUN) -> Non
 async def watch(scheduler: Scheduler, run_id: str = RUN) -> tuple[Report, list[PipelineEvent]]:
     """Follow the pipeline `run_id` to its end. Return the report and the events of the pipeline."""
     report, seen = Report(), []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for message in scheduler.registry.watch(run_id):
             event = event_codec.decode(message)
             assert event is not None
@@ -191,7 +191,7 @@ async def test_a_gap_ends_the_stream(tmp_path: Path) -> None:
         await queue(scheduler)
         key = translate.key(await agent.action())
         await agent.event(key, LogChunk(b"late\n"), seq=2)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await agent.ended.wait()
 
 
@@ -373,7 +373,7 @@ async def test_the_stream_of_a_silent_agent_is_closed(tmp_path: Path) -> None:
         open_scheduler("127.0.0.1:0", tmp_path, Access(), options) as scheduler,
         FakeAgent(scheduler.address) as agent,
     ):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await agent.ended.wait()
         assert not scheduler.dispatcher.agents.streams
 
@@ -384,7 +384,7 @@ async def test_a_new_registration_of_a_pod_closes_the_older_stream(tmp_path: Pat
         FakeAgent(scheduler.address) as older,
         FakeAgent(scheduler.address, nonce="2"),
     ):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await older.ended.wait()
         assert [each.agent_id for each in scheduler.dispatcher.agents.streams.values()] == ["pod.2"]
 
@@ -603,7 +603,7 @@ async def test_submit_continues_after_a_restart_of_the_scheduler(tmp_path: Path)
         await agent.take("resume")
         await agent.event(key, LogChunk(b"two\n"), seq=2)
         await agent.event(key, Finished(FAILURE), seq=3)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await client is ExitCode.FAILED
     assert [line["text"] for line in map(json.loads, output.getvalue().splitlines()) if "text" in line] == [
         "one\n",
@@ -636,7 +636,7 @@ async def test_an_action_continues_after_a_state_loss_when_submit_sends_it_again
         await agent.event(key, LogChunk(b"one\n"), seq=1)
         await agent.event(key, LogChunk(b"two\n"), seq=2)
         await agent.event(key, Finished(FAILURE), seq=3)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await client is ExitCode.FAILED
         run_id = key.action_id.partition("/")[0]
         assert (tmp_path / "new" / run_id / "a.log").read_bytes() == b"one\ntwo\n"

@@ -55,7 +55,7 @@ class Rig:
                 self.settings, self.backend, self.sink, self.metrics, tasks, timings=TIMINGS
             )
             yield self.sessions
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await self.sessions.idle()
         self.clean()
 

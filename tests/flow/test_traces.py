@@ -46,7 +46,7 @@ async def life(traces: Traces, script: Script, **fields: Any) -> FakeBackend:
     async with asyncio.TaskGroup() as tasks:
         sessions = SessionRegistry(Settings(), backend, RecordingEventSink(), Metrics(), tasks, traces)
         sessions.action(Action(Key("run/build"), "alpine", ("one", "two"), name="build", **fields))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await sessions.idle()
     await asyncio.to_thread(traces.close)
     return backend

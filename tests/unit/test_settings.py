@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -250,3 +252,31 @@ def test_a_class_replaces_only_what_it_names() -> None:
     assert large.environment.profile == "restricted"
     assert settings_of_class(settings, "plain").policy == settings.policy
     assert settings_of_class(settings, "unknown") is settings
+
+
+@pytest.mark.parametrize(
+    ("warm", "message"),
+    [
+        ({"pools": [{"image": "debian:13", "class": "big"}]}, "warm.pools[0].class: there is no class 'big'"),
+        ({"learn": {"classes": ["large", "big"]}}, "warm.learn.classes[1]: there is no class 'big'"),
+        ({"pools": [{"image": "debian:13", "class": "Big"}]}, "warm.pools.0.class"),
+        (
+            {"pools": [{"image": "debian:13"}, {"image": "alpine:3", "class": "large"}]},
+            "environment.classes.large.images",
+        ),
+    ],
+)
+def test_warm_pods_of_a_class_that_no_action_could_get_are_refused(warm: dict[str, Any], message: str) -> None:
+    environment = {"classes": {"large": {"images": ["debian:*"]}, "small": {}}}
+    with pytest.raises(SettingsError, match=re.escape(message)) as refused:
+        load(None, {"environment": environment, "warm": warm}, {})
+    assert "'big'" not in message or "there are: large, small" in str(refused.value)
+
+
+def test_the_class_of_a_warm_pool_is_written_as_it_is_read() -> None:
+    pools = [{"image": "debian:13", "class": "large"}]
+    settings = load(None, {"environment": {"classes": {"large": {}}}, "warm": {"pools": pools}}, {})
+    assert settings.warm.pools[0].environment_class == "large"
+    written = settings.model_dump(mode="json")
+    assert written["warm"]["pools"][0]["class"] == "large"
+    assert load(None, written, {}).model_dump() == settings.model_dump()

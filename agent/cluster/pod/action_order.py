@@ -57,7 +57,7 @@ def variables(plan: Plan, settings: Settings) -> dict[str, str]:
     values |= action.env
     if action.repository and "GIT_CONFIG_COUNT" not in action.secrets:
         values |= git_variables(action.env, settings.environment.workspace)
-    hidden = action.secrets.keys() | template_variables(settings)
+    hidden = action.secrets.keys() | template_variables(plan, settings)
     return {name: value for name, value in values.items() if name not in hidden}
 
 
@@ -83,23 +83,24 @@ def git_variables(env: Mapping[str, str], workspace: str) -> dict[str, str]:
     }
 
 
-def template_variables(settings: Settings) -> set[str]:
-    """Return the names of the variables that the installer's template sets in container `action`."""
-    containers = settings.environment.pod_template.get("spec", {}).get("containers", ())
-    found = [each for container in containers if container["name"] == ACTION for each in container.get("env", ())]
-    return {each["name"] for each in found}
+def template_variables(plan: Plan, settings: Settings) -> set[str]:
+    """Return the names of the variables that the installer's templates set in container `action`."""
+    chosen = settings.environment.classes.get(plan.action.environment_class)
+    templates = (settings.environment.pod_template, *([chosen.pod_template] if chosen is not None else []))
+    containers = [each for template in templates for each in template.get("spec", {}).get("containers", ())]
+    return {each["name"] for found in containers if found["name"] == ACTION for each in found.get("env", ())}
 
 
 def order_secrets(plan: Plan, settings: Settings) -> list[str]:
     """Return the names of the secrets that reach the commands through the order."""
-    return sorted(plan.action.secrets.keys() - command_module.NOT_EXPORTABLE - template_variables(settings))
+    return sorted(plan.action.secrets.keys() - command_module.NOT_EXPORTABLE - template_variables(plan, settings))
 
 
 def unexportable_variables(plan: Plan, settings: Settings) -> list[Object]:
     """Return the few variables that no shell can export. They are variables of container `action` itself."""
     special = command_module.NOT_EXPORTABLE
     plain = [{"name": n, "value": escape_variables(v)} for n, v in variables(plan, settings).items() if n in special]
-    secret = sorted((plan.action.secrets.keys() & special) - template_variables(settings))
+    secret = sorted((plan.action.secrets.keys() & special) - template_variables(plan, settings))
     return plain + [secret_variable(name, name, plan) for name in secret]
 
 

@@ -97,7 +97,7 @@ class Claims:
         for _ in range(MAX_PATCHES):
             if found is None or created is None:
                 break
-            body = shape.claim_patch(found, created, plan, self.settings, self.client.now())
+            body = shape.claim_patch(found, created, plan, pod.pool.settings, self.client.now())
             try:
                 claimed = await self.client.request("patch", "pods", f"{self.path}/{pod.name}", body=body)
             except ClusterError as error:
@@ -116,7 +116,7 @@ class Claims:
 
     async def deliver(self, pod: WarmPod, plan: Plan, claim: asyncio.Task[Object]) -> None:
         target = ContainerRef(plan.namespace, pod.name, HELPER)
-        order = shape.order_of(plan, self.settings)
+        order = shape.order_of(plan, pod.pool.settings)
         try:
             await deliver(self.exec_in(pod, target), order, plan.nonce, claim)
         except Unclear as error:

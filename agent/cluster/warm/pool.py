@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from agent.cluster.warm import shape
 from agent.cluster.warm.demand import Demand
 from agent.domain.references.image_reference import image_matches
+from agent.domain.session_state import WarmImage
+from agent.settings import settings_of_class
 
 if TYPE_CHECKING:
     import asyncio
@@ -77,10 +79,14 @@ class WarmPod:
 
 @dataclass(eq=False)
 class Pool:
-    """The warm pods of one shape. `plan` describes a pod of the pool. `learned`: no setting names the pool."""
+    """The warm pods of one shape. `plan` describes a pod of the pool. `learned`: no setting names the pool.
+
+    `settings` are those of the pool's class.
+    """
 
     key: str
     plan: Plan
+    settings: Settings
     least: int
     most: int
     learned: bool
@@ -93,6 +99,13 @@ class Pool:
     @property
     def image(self) -> str:
         return self.plan.action.image
+
+    @property
+    def kind(self) -> WarmImage:
+        """Return what the agent reports about the pool, with 0 waiting pods. The policy's defaults fill the size."""
+        action, policy = self.plan.action, self.settings.policy
+        cpu, memory = action.resources.cpu or policy.default_cpu, action.resources.memory or policy.default_memory
+        return WarmImage(action.image, cpu, memory, 0, action.environment_class)
 
     @property
     def ready(self) -> list[WarmPod]:
@@ -116,6 +129,13 @@ class Pools:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.by_key: dict[str, Pool] = {}
+        # Settings for pods of a class. "" stands for no class.
+        self.by_class = {name: settings_of_class(settings, name) for name in ("", *settings.environment.classes)}
+
+    def settings_of(self, plan: Plan) -> Settings:
+        """Return the settings for pods of the class of `plan`."""
+        # Admission refuses an action of another class. A pool for it cannot exist.
+        return self.by_class.get(plan.action.environment_class, self.settings)
 
     def pods(self) -> Iterator[WarmPod]:
         for pool in self.by_key.values():
@@ -123,15 +143,16 @@ class Pools:
 
     def configure(self, pool: WarmPool, plan: Plan, now: float) -> None:
         """Add a pool of the settings. `plan` is an `idle_plan` of its shape."""
-        key = shape.pool_key(plan, self.settings)
-        self.by_key[key] = Pool(key, plan, pool.min, pool.most, learned=False, demand=Demand(now))
+        settings = self.settings_of(plan)
+        key = shape.pool_key(plan, settings)
+        self.by_key[key] = Pool(key, plan, settings, pool.min, pool.most, learned=False, demand=Demand(now))
 
     def find(self, plan: Plan, now: float, *, count: bool = True) -> Pool | None:
         """Return the pool for an action, and with `count` count the action as demand.
 
         A new pool is learned if the settings allow it.
         """
-        key = shape.pool_key(plan, self.settings)
+        key = shape.pool_key(plan, self.settings_of(plan))
         pool = self.by_key.get(key)
         if pool is None:
             pool = self.learn(key, plan, now)
@@ -140,11 +161,13 @@ class Pools:
         return pool
 
     def learn(self, key: str, plan: Plan, now: float) -> Pool | None:
-        rules = self.settings.warm.learn
+        rules, settings = self.settings.warm.learn, self.settings_of(plan)
         if not rules.max_pods or not any(image_matches(plan.action.image, each) for each in rules.images):
             return None
-        idle = shape.idle_plan(plan, self.settings)
-        if shape.pool_key(idle, self.settings) != key:
+        if plan.action.environment_class not in ("", *rules.classes):
+            return None
+        idle = shape.idle_plan(plan, settings)
+        if shape.pool_key(idle, settings) != key:
             # The action needs something in its pod that a warm pod does not have.
             return None
         learned = [pool for pool in self.by_key.values() if pool.learned]
@@ -153,7 +176,7 @@ class Pools:
             if not unused:
                 return None
             del self.by_key[min(unused, key=lambda pool: pool.demand.last_arrival).key]
-        found = Pool(key, idle, 0, rules.max_pods, learned=True, demand=Demand(now))
+        found = Pool(key, idle, settings, 0, rules.max_pods, learned=True, demand=Demand(now))
         self.by_key[key] = found
         return found
 

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agent.cluster.pod import action_order, labels, manifest
 from agent.cluster.pod.fields import container_status, is_running, parse_timestamp, terminated_state
@@ -35,7 +35,8 @@ CHANGING_FIELDS = ("nodeName", "activeDeadlineSeconds")
 
 def idle_plan(plan: manifest.Plan, settings: Settings, name: str = "") -> manifest.Plan:
     """Return the plan of a warm pod in which the action of `plan` could run."""
-    asked = Action(Key(""), plan.action.image, (), resources=plan.action.resources)
+    action = plan.action
+    asked = Action(Key(""), action.image, (), resources=action.resources, environment_class=action.environment_class)
     idle_seconds = settings.warm.max_age + settings.policy.pull_timeout + IDLE_MARGIN_SECONDS
     timeout = max(settings.policy.max_timeout, settings.policy.default_timeout)
     return replace(plan, action=asked, name=name, nonce="", timeout=timeout, log_key=0, idle_seconds=idle_seconds)
@@ -44,14 +45,16 @@ def idle_plan(plan: manifest.Plan, settings: Settings, name: str = "") -> manife
 def pool_key(plan: manifest.Plan, settings: Settings) -> str:
     """Return the key of the pool whose pods can run the action of `plan`.
 
-    It is made of the action's own manifest. So an action that needs anything else in its pod has another key.
+    It is made of the action's own manifest. So an action that needs anything else in its pod has another key. Two
+    classes never share a pool, because a label of the pod names the class. `settings` are those of the class.
     """
     spec = manifest.pod(plan, settings)["spec"]
     for container in spec["containers"]:
         if container["name"] == manifest.HELPER:
             # The order, which a warm pod gets later.
             del container["env"]
-    return digest({name: value for name, value in spec.items() if name not in CHANGING_FIELDS})[:32]
+    shape = {name: value for name, value in spec.items() if name not in CHANGING_FIELDS}
+    return digest([plan.action.environment_class, shape])[:32]
 
 
 def idle_pod(plan: manifest.Plan, settings: Settings, key: str) -> Object:
@@ -61,7 +64,7 @@ def idle_pod(plan: manifest.Plan, settings: Settings, key: str) -> Object:
     return body
 
 
-def digest(value: Object) -> str:
+def digest(value: Object | list[Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -99,7 +102,10 @@ def start_failure(pod: Object) -> str:
 
 
 def unschedulable(pod: Object) -> str:
-    """Return why a pod has no node, "" if it has one or the scheduler has not tried yet."""
+    """Return why a pod has no node, "" if it has one, or gets one, or the scheduler has not tried yet."""
+    if pod.get("status", {}).get("nominatedNodeName"):
+        # Kubernetes evicts pods of lower priority, such as placeholders, and the pod gets their room.
+        return ""
     for condition in pod.get("status", {}).get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return str(condition.get("message", condition.get("reason", "")))
@@ -116,10 +122,11 @@ def order_of(plan: manifest.Plan, settings: Settings) -> bytes:
 
 
 def ineligible(plan: manifest.Plan, settings: Settings) -> str:
-    """Return why an action needs a pod of its own, as a value of the metrics' label `result`. "" if it needs none."""
+    """Return why an action needs a pod of its own, as a value of the metrics' label `result`. "" if it needs none.
+
+    `settings` are those of the action's class.
+    """
     action = plan.action
-    if action.environment_class:
-        return "cold_class"
     if action.services:
         return "cold_services"
     if action.repository is not None:

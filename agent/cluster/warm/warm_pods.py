@@ -108,16 +108,11 @@ class WarmPods:
             self.wake.set()
 
     def counts(self) -> list[WarmImage]:
-        """Return the number of waiting pods of each pool that has any."""
-        found: Counter[tuple[str, Resources]] = Counter()
+        """Return the number of waiting pods of each kind that has any."""
+        found: Counter[WarmImage] = Counter()
         for pool in self.pools.by_key.values():
-            found[pool.image, self.resources_of(pool)] += len(pool.ready)
-        return [WarmImage(image, asked.cpu, asked.memory, idle) for (image, asked), idle in found.items() if idle]
-
-    def resources_of(self, pool: Pool) -> Resources:
-        """Return the resources of a pool's pods, with the policy's defaults."""
-        asked, policy = pool.plan.action.resources, self.settings.policy
-        return Resources(asked.cpu or policy.default_cpu, asked.memory or policy.default_memory)
+            found[pool.kind] += len(pool.ready)
+        return [replace(kind, idle=idle) for kind, idle in found.items() if idle]
 
     # ---- for sessions
 
@@ -128,7 +123,7 @@ class WarmPods:
         """
         if not self.enabled or self.draining:
             return None
-        why = shape.ineligible(plan, self.settings)
+        why = shape.ineligible(plan, self.pools.settings_of(plan))
         pool = None if why else self.pools.find(plan, now(), count=not tries)
         pod = self.choose(pool) if pool is not None and tries < MAX_TRIES else None
         if pod is None:
@@ -219,7 +214,8 @@ class WarmPods:
         await self.watch.synced.wait()
         await self.cluster_known.wait()
         for pool in self.settings.warm.pools:
-            asked = Action(Key(""), pool.image, (), resources=Resources(pool.cpu, pool.memory, pool.ephemeral_storage))
+            size = Resources(pool.cpu, pool.memory, pool.ephemeral_storage)
+            asked = Action(Key(""), pool.image, (), resources=size, environment_class=pool.environment_class)
             self.pools.configure(pool, shape.idle_plan(self.plan_of(asked, ""), self.settings), now())
         try:
             while True:
@@ -287,7 +283,7 @@ class WarmPods:
         life = self.settings.warm.max_age * random.uniform(SHORTEST_LIFE, 1.0)  # noqa: S311 - no secret
         pod = WarmPod(name, pool, self.watch.watch(name), now(), life)
         pool.pods.append(pod)
-        body = shape.idle_pod(replace(pool.plan, name=name), self.settings, pool.key)
+        body = shape.idle_pod(replace(pool.plan, name=name), pool.settings, pool.key)
         try:
             pod.created = await create_fitting_pod(self.client, self.watch.path, body, Priority.REFILL)
         except ClusterError as error:

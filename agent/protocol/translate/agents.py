@@ -49,7 +49,13 @@ def health_message(value: domain.Health) -> wire.Health:
         message=human_text(value.message),
         remains=value.remains,
         warm=[
-            wire.WarmPool(image=human_text(each.image), cpu=each.cpu, memory=each.memory, idle=each.idle)
+            wire.WarmPool(
+                image=human_text(each.image),
+                cpu=each.cpu,
+                memory=each.memory,
+                idle=each.idle,
+                environment_class=each.environment_class,
+            )
             for each in value.warm[:MAX_WARM]
         ],
     )
@@ -67,5 +73,8 @@ def health(message: wire.Health) -> domain.Health:
         cluster_reachable=message.cluster_reachable,
         message=message.message,
         remains=message.remains,
-        warm=tuple(domain.WarmImage(each.image, each.cpu, each.memory, each.idle) for each in message.warm[:MAX_WARM]),
+        warm=tuple(
+            domain.WarmImage(each.image, each.cpu, each.memory, each.idle, each.environment_class)
+            for each in message.warm[:MAX_WARM]
+        ),
     )

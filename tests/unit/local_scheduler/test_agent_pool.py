@@ -72,6 +72,19 @@ def test_an_action_goes_to_the_agent_whose_warm_pods_have_its_image() -> None:
     assert chosen == ["warm", "free", "free"]
 
 
+def test_a_warm_pod_of_another_class_is_no_reason_to_choose_an_agent() -> None:
+    pool, classes = AgentPool(), frozenset({"gpu"})
+    for name, running, image in (("free", 0, "alpine"), ("warm", 3, "debian")):
+        stream = AgentStream(name, 4, frozenset(), classes)
+        waiting = WarmImage(image, "1", "1Gi", 1, "gpu")
+        stream.update_health(Health(Readiness.READY, 4, running, warm=(waiting,)))
+        pool.add(stream)
+    for environment_class, expected in (("gpu", "warm"), ("", "free")):
+        found = pool.least_loaded(frozenset(), environment_class, "debian")
+        assert found is not None
+        assert found.agent_id == expected
+
+
 def test_an_action_goes_only_to_an_agent_that_has_its_features() -> None:
     pool, needed = AgentPool(), frozenset({Feature.SERVICES})
     assert pool.missing_features(needed) == needed

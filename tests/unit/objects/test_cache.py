@@ -163,9 +163,9 @@ async def test_prune_deletes_old_entries_and_archives_without_entry(cache: Cache
     assert list(objects.objects) == ["sealci/pool/artifact"]
 
 
-@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("unordered", [False, True])
 async def test_prune_keeps_archives_whose_entries_it_may_not_have_seen(
-    cache: CacheStore, objects: CacheObjects, monkeypatch: pytest.MonkeyPatch, *, backwards: bool
+    cache: CacheStore, objects: CacheObjects, monkeypatch: pytest.MonkeyPatch, *, unordered: bool
 ) -> None:
     # Names come in the order of the alphabet, so the archives of a scope come before its entries.
     first, last = sorted(("main", "pr"), key=cache.folder)
@@ -173,17 +173,17 @@ async def test_prune_keeps_archives_whose_entries_it_may_not_have_seen(
         for digit in "ef":
             objects.write(cache.archive_name(archive(digit, scope)), bytes(10))
         await cache.add(Place(scope, "k", VERSION), archive("e", scope))
-    objects.backwards = backwards
+    objects.unordered = unordered
     monkeypatch.setattr(module, "PAGE", 1)
     monkeypatch.setattr(pruning, "MAX_PAGES", 5)
     done = await prune(cache, DAY + UNNAMED_SECONDS, dry_run=False)
-    assert (done.archives, done.cut) == (0 if backwards else 1, True)
+    assert (done.archives, done.cut) == (0 if unordered else 1, True)
     assert await cache.find(Place(last, "k", VERSION)) == archive("e", last)
     left = {
         name.rpartition("/blob/")[2][0] for name in objects.objects if name.startswith(f"{cache.folder(last)}/blob/")
     }
     assert left == {"e", "f"}, "the list ended before the entries of the last scope"
     monkeypatch.setattr(pruning, "MAX_PAGES", 6)
-    objects.backwards = False
+    objects.unordered = False
     done = await prune(cache, DAY + UNNAMED_SECONDS, dry_run=False)
-    assert (done.archives, done.cut) == (2 if backwards else 1, False)
+    assert (done.archives, done.cut) == (2 if unordered else 1, False)

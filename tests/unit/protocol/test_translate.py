@@ -42,7 +42,7 @@ from agent.domain.events import (
 )
 from agent.domain.log_cursor import Cursor
 from agent.domain.outcome import Outcome, Result
-from agent.domain.session_state import Feature, Health, Readiness, Resume, SessionState
+from agent.domain.session_state import Feature, Health, Readiness, Resume, SessionState, WarmImage
 from agent.protocol import translate
 from agent.protocol.translate import fields
 from agent.protocol.wire import agent_pb2 as wire
@@ -158,7 +158,7 @@ def test_parts_of_an_upload(part: FilePart | translate.UploadEnd) -> None:
 
 @pytest.mark.parametrize("readiness", Readiness)
 def test_health(readiness: Readiness) -> None:
-    health = Health(readiness, 3, 4, False, "the cluster is away", 5)
+    health = Health(readiness, 3, 4, False, "the cluster is away", 5, (WarmImage("alpine", "1", "1Gi", 2, "large"),))
     assert translate.health(translate.health_message(health)) == health
 
 

@@ -21,6 +21,8 @@ from tests.fakes.cache_objects import CacheObjects
 from tests.unit.cluster.artifacts.local_exec import LocalExec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from tests.fakes.object_store import FakeStore
 
 MAIN = CacheScope("main", ("main",))
@@ -135,6 +137,25 @@ class StorePods(Pods):
             del self.fake.objects[self.objects.path(name)]
         else:
             self.objects.write(name, data)
+
+
+class RealStorePods(Pods):
+    """Pods with a cache in a real object store. `objects` returns the files behind the objects."""
+
+    def __init__(self, folder: Path, store: ObjectStore, objects: Callable[[], Mapping[str, Path]]) -> None:
+        super().__init__(folder)
+        self.store, self.objects = CacheStore(store, folder / "key"), objects
+
+    @property
+    def cache(self) -> CacheLayout:
+        return self.store
+
+    def conversation(self, stream: ExecStream, request: CacheRequest) -> CacheConversation:
+        return StoreConversation(stream, self.store, request)
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return {name: path.read_bytes() for name, path in self.objects().items()}
 
 
 class ClaimPods(Pods):

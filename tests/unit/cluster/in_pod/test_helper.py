@@ -28,7 +28,7 @@ from agent.cluster import packaging
 from agent.cluster.in_pod.workspace import fingerprint
 from agent.cluster.supervisor import command
 
-DEADLINE = 20.0
+DEADLINE = 30.0
 KEY = 0x5EA1C1
 MIB = 1 << 20
 

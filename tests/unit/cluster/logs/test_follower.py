@@ -203,7 +203,7 @@ async def test_a_torn_frame_does_not_delay_the_frames_behind_it(api: LogServer) 
     api.script = [torn]
     got = b""
     items = follow(api.client, TARGET, 0, api.source, KEY, replace(FAST, probe=1000))
-    async with asyncio.timeout(10), aclosing(items):
+    async with asyncio.timeout(30), aclosing(items):
         async for item in items:
             assert isinstance(item, LogPiece)
             got += item.data
@@ -374,7 +374,7 @@ async def test_a_consumer_that_leaves_closes_the_connection(api: LogServer) -> N
     api.script = [answer]
     async with aclosing(follow(api.client, TARGET, 0, api.source, KEY, FAST)) as items:
         await anext(items)
-    await asyncio.wait_for(closed.wait(), 5)
+    await asyncio.wait_for(closed.wait(), 30)
 
 
 @pytest.mark.parametrize("headers", [True, False])

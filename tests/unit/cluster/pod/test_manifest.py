@@ -494,7 +494,9 @@ def test_the_template_of_a_class_is_merged_after_that_of_all_pods() -> None:
     gpu = {
         "spec": {
             "nodeSelector": {"gpu": "yes"},
-            "containers": [{"name": "action", "resources": {"limits": {"g": "1"}}}],
+            "containers": [
+                {"name": "action", "resources": {"limits": {"g": "1"}}, "env": [{"name": "GREETING", "value": "gpu"}]}
+            ],
         }
     }
     environment = {
@@ -502,8 +504,10 @@ def test_the_template_of_a_class_is_merged_after_that_of_all_pods() -> None:
         "classes": {"gpu": {"pod_template": gpu, "profile": "restricted"}},
     }
     settings = Settings.model_validate({"environment": environment})
-    plan = replace(PLAN, action=replace(ACTION, environment_class="gpu"))
+    action = replace(ACTION, environment_class="gpu", env={"GREETING": "the user's"})
+    plan = replace(PLAN, action=action)
     pod = manifest.pod(plan, settings_of_class(settings, "gpu"))
+    assert "GREETING" not in order_of(pod)["env"]
     assert pod["spec"]["nodeSelector"] == {"disk": "ssd", "gpu": "yes"}
     assert containers(pod)["action"]["resources"]["limits"]["g"] == "1"
     assert pod["spec"]["securityContext"]["runAsNonRoot"] is True

@@ -12,7 +12,7 @@ import pytest
 from agent.cluster.pod import action_order, manifest
 from agent.cluster.pod.action_order import order_variables
 from agent.cluster.pod.labels import ACTION as ACTION_LABEL
-from agent.cluster.pod.labels import SESSION, WARM
+from agent.cluster.pod.labels import CLASS, SESSION, WARM
 from agent.cluster.pod.session_annotation import claimed_at_of
 from agent.cluster.warm import shape
 from agent.domain.actions import Action, ArtifactRules, Key, Repository, Resources, Service, When
@@ -96,6 +96,25 @@ def test_every_setting_that_shapes_a_pod_is_part_of_the_key(environment: dict[st
     assert key_of(ACTION, user_namespace=True) != key_of(ACTION)
 
 
+def test_two_classes_never_share_a_pool_even_if_their_pods_have_one_shape() -> None:
+    settings = settings_of(environment={"classes": {"one": {}, "two": {}}})
+    keys = {key_of(replace(ACTION, environment_class=name), settings) for name in ("", "one", "two")}
+    assert len(keys) == 3
+
+
+def test_a_warm_pod_of_a_class_has_the_class_in_its_label_and_fits_the_class() -> None:
+    plan = plan_of(replace(ACTION, environment_class="one"))
+    idle = shape.idle_plan(plan, SETTINGS, "sealci-warm-1")
+    assert shape.idle_pod(idle, SETTINGS, "key")["metadata"]["labels"][CLASS] == "one"
+    assert shape.pool_key(idle, SETTINGS) == shape.pool_key(plan, SETTINGS)
+
+
+def test_a_pod_that_evicts_others_takes_no_room_of_warm_pods() -> None:
+    conditions = [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}]
+    assert shape.unschedulable({"status": {"conditions": conditions}}) == "0/1 nodes are available"
+    assert shape.unschedulable({"status": {"conditions": conditions, "nominatedNodeName": "node"}}) == ""
+
+
 def test_a_warm_pod_holds_nothing_of_an_action() -> None:
     body = shape.idle_pod(shape.idle_plan(plan_of(), SETTINGS, "sealci-warm-1"), SETTINGS, "key")
     text = json.dumps(body)
@@ -106,6 +125,9 @@ def test_a_warm_pod_holds_nothing_of_an_action() -> None:
     assert SESSION not in meta["annotations"]
     assert ACTION_LABEL not in meta["labels"]
     assert meta["annotations"][manifest.SAFE_TO_EVICT] == "true"
+    # The order, with the values of secrets, gets into a volume in memory.
+    (order,) = (each for each in body["spec"]["volumes"] if each["name"] == "order")
+    assert order["emptyDir"]["medium"] == "Memory"
     # It has the shape of the action's own pod, apart from the variables of container `helper` and the deadline.
     own = manifest.pod(plan_of(), SETTINGS)
     for pod in (own, body):
@@ -134,7 +156,6 @@ def test_the_order_is_that_of_a_cold_pod_with_the_values_of_the_secrets() -> Non
     ("change", "why"),
     [
         ({}, ""),
-        ({"environment_class": "large"}, "cold_class"),
         ({"services": (Service("db", "postgres"),)}, "cold_services"),
         ({"repository": Repository("https://example.org/r.git")}, "cold_repository"),
         ({"env": {"UID": "1"}}, "cold_variable"),

@@ -12,7 +12,7 @@ import pytest
 from agent.cluster.environment import containers
 from agent.cluster.ownership.orphans import Sweep
 from agent.cluster.pod.labels import ACTION as ACTION_LABEL
-from agent.cluster.pod.labels import AGENT, SESSION, WARM
+from agent.cluster.pod.labels import AGENT, CLASS, SESSION, WARM
 from agent.cluster.warm import warm_pods
 from agent.domain.actions import Key, Resources
 from agent.domain.errors import ActionFailed, Reason
@@ -122,6 +122,41 @@ async def test_an_action_of_another_shape_never_gets_the_pod(
         assert not agent.warm.leaving
         assert (agent.claims(), agent.idle) == ({result: 1.0}, [name])
         await environment.remove()
+
+
+async def test_an_action_of_a_class_gets_a_warm_pod_of_its_class_and_of_no_other(api: SharedApi) -> None:
+    # The restricted profile changes the order too: the variable HOME.
+    classes = {"strict": {"profile": "restricted", "default_cpu": "2"}, "twin": {}}
+    pools = [{"image": IMAGE, "class": "strict"}, {"image": IMAGE, "class": "twin"}]
+    async with warm_agent(api, environment={"classes": classes}, warm={"pools": pools}) as agent:
+        await agent.ready(2)
+        names = {api.pods[name]["metadata"]["labels"][CLASS]: name for name in agent.idle}
+        strict, twin = WarmImage(IMAGE, "2", "256Mi", 1, "strict"), WarmImage(IMAGE, "100m", "256Mi", 1, "twin")
+        assert set(agent.warm.counts()) == {strict, twin}
+        plain = await begin(agent)
+        assert plain.plan.name not in names.values()
+        environment = await begin(agent, key=Key("other"), environment_class="strict")
+        assert environment.plan.name == names["strict"]
+        assert api.pods[names["strict"]]["metadata"]["labels"][CLASS] == "strict"
+        assert api.pods[names["strict"]]["spec"]["securityContext"]["runAsNonRoot"] is True
+        (order,) = api.warm[names["strict"]].orders
+        assert order["env"]["HOME"] == "/home/action"
+        larger = await begin(agent, key=Key("larger"), environment_class="twin", resources=Resources(cpu="1"))
+        assert larger.plan.name not in names.values()
+        assert agent.claims() == {"cold_no_pool": 2.0, "warm": 1.0}
+        for each in (plain, environment, larger):
+            await each.remove()
+
+
+async def test_pods_of_a_class_are_learned_only_if_the_settings_name_the_class(api: SharedApi) -> None:
+    classes: dict[str, Any] = {"gpu": {}, "large": {}}
+    learn = {"classes": ["large"], "max_pods": 1}
+    async with warm_agent(api, environment={"classes": classes}, warm={"learn": learn}) as agent:
+        for name in ("gpu", "large"):
+            await (await begin(agent, key=Key(name), environment_class=name)).remove()
+        (name,) = await agent.ready()
+        assert api.pods[name]["metadata"]["labels"][CLASS] == "large"
+        assert agent.claims() == {"cold_no_pool": 1.0, "cold_empty": 1.0}
 
 
 async def test_two_actions_never_get_one_pod(api: SharedApi) -> None:
@@ -314,6 +349,17 @@ async def test_an_old_pod_is_replaced(api: SharedApi) -> None:
         await agent.until(lambda: name not in api.pods)
         assert await agent.ready() != [name]
         assert agent.sample("warm_pod_seconds_total", use="wasted") > 0
+
+
+async def test_a_warm_pod_fits_itself_into_a_limit_range_and_is_given_to_the_action(api: SharedApi) -> None:
+    message = "minimum cpu usage per Container is 50m, but request is 10m"
+    api.answer("create", "/pods", 403, f'pods "p" is forbidden: {message}')
+    async with warm_agent(api) as agent:
+        (name,) = await agent.ready()
+        assert api.pods[name]["spec"]["containers"][0]["resources"]["requests"]["cpu"] == "50m"
+        environment = await begin(agent)
+        assert environment.plan.name == name
+        await environment.remove()
 
 
 async def test_a_full_quota_takes_a_warm_pod_before_an_action_waits(
