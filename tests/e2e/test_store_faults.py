@@ -214,7 +214,7 @@ async def test_faults_that_pass_need_no_second_copy(
 
 # ---- faults while inputs are read from the store
 
-GET_FAULTS = FAULTS | {"cut": "IncompleteRead|RemoteDisconnected|ConnectionReset", "no bucket": "HTTP 404 NoSuchBucket"}
+GET_FAULTS = FAULTS | {"cut": "IncompleteRead|too early|RemoteDisconnected", "no bucket": "HTTP 404 NoSuchBucket"}
 
 
 @pytest.mark.parametrize(
