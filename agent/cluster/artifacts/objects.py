@@ -86,13 +86,18 @@ async def lines(stream: AsyncIterator[memoryview]) -> AsyncIterator[bytes]:
     Raises:
         ArchiveError: a line is too long, or the last one has no end.
     """
-    rest = b""
+    rest = bytearray()
     async for chunk in stream:
-        *whole, rest = (rest + bytes(chunk)).split(b"\n")
+        # A long line that arrives in small pieces is copied once, not once for each piece.
+        start, *more = bytes(chunk).split(b"\n")
+        rest += start
+        if more:
+            yield bytes(rest)
+            for line in more[:-1]:
+                yield line
+            rest = bytearray(more[-1])
         if len(rest) > MAX_LINE:
             raise ArchiveError("a line is too long")
-        for line in whole:
-            yield line
     if rest:
         raise ArchiveError("the output ends within a line")
 
