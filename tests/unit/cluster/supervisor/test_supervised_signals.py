@@ -84,7 +84,8 @@ def test_shellopts_of_the_image_do_not_keep_the_commands_alive() -> None:
         assert running.wait().code == 137
     with container("bash", SLEEPS, options=options) as running:
         assert running.prints(b"ready\n")
-        assert running.exec(command_module.pre_stop(running.order), SHELLOPTS="errexit:nounset") == 0
+        # The end of PID 1 may kill the hook before the hook exits.
+        assert running.exec(command_module.pre_stop(running.order), SHELLOPTS="errexit:nounset") in (0, -9)
         assert running.wait().code == 143
 
 
