@@ -82,15 +82,19 @@ async def test_files_share_objects_if_the_scheduler_stores_their_places(knows: b
     assert [part.offset for part in sent.uploads[0] if isinstance(part, StoredObject)] == [offset]
 
 
-async def test_the_local_scheduler_reads_and_hands_out_a_file_within_an_object(tmp_path: Path) -> None:
+@pytest.mark.parametrize("offset", [0, 3])
+async def test_the_local_scheduler_reads_and_hands_out_a_file_within_an_object(tmp_path: Path, offset: int) -> None:
     parts: list[FilePart] = [
         FileStart(b"dist/x", 0o755, 7),
-        StoredObject("s3://b/sealci/p", "t", 3),
+        StoredObject("s3://b/sealci/p", "t", offset),
+        FileEnd(bytes(32)),
+        FileStart(b"y", 0o755, 3),
+        StoredObject("s3://b/sealci/p", "t", offset + 7),
         FileEnd(bytes(32)),
     ]
-    message = [translate.part_message(part) for part in (*parts, translate.UploadEnd(1, 7))]
+    message = [translate.part_message(part) for part in (*parts, translate.UploadEnd(2, 10))]
     with fake_store() as store:
-        store.objects["/b/sealci/p"] = b"...content..."
+        store.objects["/b/sealci/p"] = b"." * offset + b"content..."
         settings = {"issuer": "agent", "endpoint": store.url, "bucket": "b", "path_style": True}
         objects = ObjectStore(ObjectSettings.model_validate(settings), KEYS)
         options = SchedulerOptions(objects=objects)
@@ -117,7 +121,7 @@ async def test_the_local_scheduler_reads_and_hands_out_a_file_within_an_object(t
             FakeAgent(scheduler.address, features=("inputs", "object-packs")) as agent,
         ):
             (file,) = translate.action(await agent.action()).inputs[0].files
-            assert (file.path, file.size, file.uri, file.offset) == (b"x", 7, "s3://b/sealci/p", 3)
+            assert (file.path, file.size, file.uri, file.offset) == (b"x", 7, "s3://b/sealci/p", offset)
 
 
 async def next_wait(events: AsyncIterator[local_pb2.PipelineEvent]) -> str:

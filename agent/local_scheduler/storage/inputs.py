@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -120,7 +121,9 @@ def select_input(field: str, rule: InputRule, source: ActionRecord) -> SelectedI
         for (_, path), file in zip(chosen, found, strict=True)
     )
     folder = rule.to if rule.to is not None else ""
-    in_packs = any(file.offset for file in found)
+    # The first file of a pack has the offset 0 too, so the other files show that the object is a pack.
+    uses = Counter(file.uri for file in files.values() if file.uri)
+    in_packs = any(file.offset or uses[file.uri] > 1 for file in found)
     return SelectedInput(Input(rule.source, folder, targets, rule.optional), found, in_packs)
 
 
