@@ -276,19 +276,29 @@ class Collector:
 
     def send_manifest(self, exceeded: tuple[str, str] | None) -> None:
         """Send the manifest (the sent files, the left-out files, and the totals) and the end marker."""
-        lines = self.sent
-        lines += [manifest_line("changed", path) for path in self.changed[:MAX_LISTED]]
-        lines += [manifest_line("left", *each) for each in (self.left_out + self.left_out_by_default)[:MAX_LISTED]]
+        changed = [manifest_line("changed", path) for path in self.changed[:MAX_LISTED]]
+        text = "".join([*self.sent, *changed, *self.manifest_end(exceeded)]).encode("ascii")
+        self.out.write(header(b"sealci-manifest", 0o644, len(text), 0, MANIFEST_TYPE) + pad_to_block(text))
+        self.out.write(bytes(1024))
+
+    def manifest_end(self, exceeded: tuple[str, str] | None) -> list[str]:
+        """Return the lines of the manifest that follow the sent files."""
+        lines = [manifest_line("left", *each) for each in (self.left_out + self.left_out_by_default)[:MAX_LISTED]]
         for index in sorted(self.unmatched):
             lines.append(manifest_line("unmatched", self.paths[index]))
             if index in self.links:
                 lines.append(manifest_line("link", shorten(self.links[index])))
         if exceeded:
             lines.append(manifest_line("exceeded", *exceeded))
-        lines.append(manifest_line("end", self.files, self.bytes, self.left_out_count))
-        text = "".join(lines).encode("ascii")
-        self.out.write(header(b"sealci-manifest", 0o644, len(text), 0, MANIFEST_TYPE) + pad_to_block(text))
-        self.out.write(bytes(1024))
+        return [*lines, manifest_line("end", self.files, self.bytes, self.left_out_count)]
+
+
+def old_files(paths: list[str], snapshot: str) -> set[bytes]:
+    """Return the entries of the file SNAPSHOT. They only count without PATHS, when new files are collected."""
+    if paths:
+        return set()
+    with open(snapshot, "rb") as file:
+        return set(file.read().split(b"\0"))
 
 
 def main(arguments: list[str]) -> None:
@@ -299,8 +309,4 @@ def main(arguments: list[str]) -> None:
     # ever.
     signal.alarm(limits[3] + ALARM_SECONDS)
     paths, exclude = arguments[7 : 7 + number], arguments[7 + number :]
-    old: set[bytes] = set()
-    if not paths:
-        with open(snapshot, "rb") as file:
-            old.update(file.read().split(b"\0"))
-    Collector(Output(1), limits, paths, exclude, old).run(workspace)
+    Collector(Output(1), limits, paths, exclude, old_files(paths, snapshot)).run(workspace)

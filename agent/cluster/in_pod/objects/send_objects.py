@@ -26,8 +26,7 @@ from agent.cluster.in_pod.files.collect_files import (
     Collector,
     DeclaredFileMissing,
     Output,
-    manifest_line,
-    shorten,
+    old_files,
 )
 from agent.cluster.in_pod.objects.outgoing import (
     PACKED_BYTES,
@@ -134,15 +133,7 @@ class ObjectSender(Collector):
                 self.send_batch()
             except DeclaredFileMissing as error:
                 exceeded = error.args
-        lines = [manifest_line("left", *each) for each in (self.left_out + self.left_out_by_default)[:100]]
-        for index in sorted(self.unmatched):
-            lines.append(manifest_line("unmatched", self.paths[index]))
-            if index in self.links:
-                lines.append(manifest_line("link", shorten(self.links[index])))
-        if exceeded:
-            lines.append(manifest_line("exceeded", *exceeded))
-        lines.append(manifest_line("end", self.files, self.bytes, self.left_out_count))
-        self.out.write("".join(lines).encode("ascii"))
+        self.out.write("".join(self.manifest_end(exceeded)).encode("ascii"))
 
     def write_line(self, value: object) -> None:
         self.out.write(json.dumps(value).encode() + b"\n")
@@ -264,11 +255,7 @@ def main(arguments: list[str]) -> None:
     *limits, packs, number = [int(limit) for limit in numbers]
     signal.alarm(limits[3] + ALARM_SECONDS)
     paths, exclude = arguments[8 : 8 + number], arguments[8 + number :]
-    old: set[bytes] = set()
-    if not paths:
-        with open(snapshot, "rb") as file:
-            old.update(file.read().split(b"\0"))
-    sender = ObjectSender(Output(1), limits, paths, exclude, old)
+    sender = ObjectSender(Output(1), limits, paths, exclude, old_files(paths, snapshot))
     sender.packs = bool(packs)
     try:
         sender.run(workspace)
