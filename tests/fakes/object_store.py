@@ -92,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
         elif isinstance(fault, int):
             self.answer(fault, b"<Error><Code>Scripted</Code></Error>")
         else:
-            self.keep(body if fault is None else bytes([body[0] ^ 1]) + body[1:])
+            self.keep(body if fault is None else flipped(body))
 
     def keep(self, body: bytes) -> None:
         if base64.b64encode(hashlib.sha256(body).digest()).decode() != self.headers[CHECKSUM]:
@@ -128,11 +128,16 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(fault, b"<Error><Code>Scripted</Code></Error>")
         elif (data := self.store.objects.get(self.path, self.store.objects.get(self.path.partition("?")[0]))) is None:
             self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
-        elif span and self.store.ranges:
-            first, last = map(int, span.removeprefix("bytes=").split("-"))
-            self.answer(206, data[first : last + 1], cut=fault == "cut")
         else:
-            self.answer(200, data, cut=fault == "cut")
+            status = 200
+            if span and self.store.ranges:
+                first, last = map(int, span.removeprefix("bytes=").split("-"))
+                status, data = 206, data[first : last + 1]
+            self.answer(status, data if fault != "flip" else flipped(data), cut=fault == "cut")
+
+
+def flipped(body: bytes) -> bytes:
+    return bytes([body[0] ^ 1]) + body[1:]
 
 
 @contextmanager

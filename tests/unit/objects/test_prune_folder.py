@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.main import cli
+from agent.cluster.in_pod.files import cache_claim
 from agent.objects import prune_folder as module
 from agent.objects.cache_entries import TOP
 from agent.objects.errors import StoreError
@@ -47,7 +48,8 @@ def test_old_entries_go_and_then_archives_without_entry(tmp_path: Path) -> None:
     unnamed = [archive(tmp_path, "e", 2), archive(tmp_path, "f", 0.5)]
     broken = write(tmp_path / TOP / "a/key/broken/v", b"{", 0.1)
     dangling = entry(tmp_path, "dangling", "d", 0.1)
-    killed = [write(tmp_path / TOP / "a/tmp/old", b"x", 2), write(tmp_path / TOP / "a/tmp/new", b"x", 0.1)]
+    left = tmp_path / TOP / "a" / cache_claim.LEFT_FOLDER
+    killed = [write(left / "old", b"x", 2), write(left / "new", b"x", 0.1)]
     other = write(tmp_path / "other/file", b"x", 100)
     before = sorted(tmp_path.rglob("*"))
     done = prune_folder(tmp_path, older_than=4 * DAY, max_bytes=15, dry_run=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -31,7 +32,7 @@ CACHE = Cache("pip-{hash:*.txt}", (".cache/pip",), ("pip-old",), "pip-")
 HIT, FALLBACK, MISS, SAVED = CacheKind.HIT, CacheKind.FALLBACK, CacheKind.MISS, CacheKind.SAVED
 
 
-class Pods:
+class Pods(ABC):
     """Pods of one action after another, each with a workspace of its own, and one cache for all.
 
     `exec_class` runs the program. The last one is `exec`.
@@ -52,20 +53,20 @@ class Pods:
         self.moved.append((key, done, size))
 
     @property
-    def cache(self) -> CacheLayout:
-        raise NotImplementedError
+    @abstractmethod
+    def cache(self) -> CacheLayout: ...
 
-    def conversation(self, stream: ExecStream, request: CacheRequest) -> CacheConversation:
-        raise NotImplementedError
+    @abstractmethod
+    def conversation(self, stream: ExecStream, request: CacheRequest) -> CacheConversation: ...
 
     @property
+    @abstractmethod
     def files(self) -> dict[str, bytes]:
         """Return the content of the cache by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, name: str, data: bytes | None) -> None:
         """Change a file of the cache as another program could, or delete it."""
-        raise NotImplementedError
 
     @property
     def blobs(self) -> list[str]:
@@ -161,6 +162,13 @@ class RealStorePods(Pods):
     @property
     def files(self) -> dict[str, bytes]:
         return {name: path.read_bytes() for name, path in self.objects().items()}
+
+    def write(self, name: str, data: bytes | None) -> None:
+        path = self.objects()[name]
+        if data is None:
+            path.unlink()
+        else:
+            path.write_bytes(data)
 
 
 class ClaimPods(Pods):

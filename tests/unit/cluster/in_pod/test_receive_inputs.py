@@ -279,3 +279,15 @@ def test_after_a_break_only_the_files_that_are_not_complete_are_read(pod: Pod) -
     assert answer == {"files": 2, "bytes": 120_000}
     assert found == ["bytes=10-150009", "bytes=50010-150009", "bytes=50010-150009"]
     assert (pod.workspace / "f50010").read_bytes() == pack[50_010:]
+
+
+def test_a_file_of_a_pack_that_changes_on_its_way_is_read_once_more(pod: Pod) -> None:
+    pack = os.urandom(150_010)
+    with fake_store() as store:
+        store.objects = {"/pack?s": pack}
+        store.faults.append("flip")
+        answer = pod.run(of_pack(store.url, pack, (10, 20_000), (50_010, 100_000)))
+        found = [each.removeprefix("GET /pack?s ") for each in store.requests]
+    assert answer == {"files": 2, "bytes": 120_000}
+    assert found == ["bytes=10-150009"] * 2
+    assert (pod.workspace / "f10").read_bytes() == pack[10:20_010]
